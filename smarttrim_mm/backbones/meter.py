@@ -1,0 +1,279 @@
+"""METER (Dou et al., CVPR 2022, arXiv 2111.02387): CLIP ViT, RoBERTa, and a two-stream fusion encoder.
+
+There is no METER in a library, so the model is composed here: RoBERTa and the fusion layers are the classes of
+``transformers``, the vision trunk is :class:`~smarttrim_mm.models.clip_vision.ClipVision`. Parameters carry the names of the
+public checkpoints. :meth:`METER.host_forward` is the model itself; :meth:`METER.forward` runs the same parameters under a
+policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, RobertaConfig
+from transformers.models.bert.modeling_bert import BertLayer
+from transformers.models.roberta.modeling_roberta import RobertaModel
+
+from smarttrim_mm.layers.execution import Execution
+from smarttrim_mm.layers.views import AttentionView, LayerStep, LayerView, MlpView, Projection
+from smarttrim_mm.models.clip_vision import Block, ClipVision
+from smarttrim_mm.registry import MODELS
+from smarttrim_mm.structures import TokenStream, VLMInputs
+
+_VISION = {"image_size": 288, "patch_size": 16, "width": 768, "layers": 11, "heads": 12}
+_TEXT = {
+    "vocab_size": 50265,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+_FUSION = {
+    "hidden_size": 768,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "layer_norm_eps": 1e-12,
+}
+
+
+class Pooler(nn.Module):
+    """Linear and tanh on the first token, under METER's names."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.dense(x))
+
+
+@MODELS.register_module()
+class METER(nn.Module):
+    """METER with a classification head, from the tiny model of the quickstart to the paper's.
+
+    Args:
+        num_classes: Answers.
+        vision: Sizes of the vision trunk, see :class:`~smarttrim_mm.models.clip_vision.ClipVision`; what is left out is
+            the paper's: 288 px, patch 16, width 768, 11 blocks of CLIP's ViT-B/16, 12 heads.
+        text: Arguments of ``transformers.RobertaConfig``; what is left out is roberta-base's.
+        fusion: Arguments of ``transformers.BertConfig`` for the fusion layers; what is left out is the paper's: 6 layers, width
+            768, 12 heads, dropout 0.1, LayerNorm eps 1e-12.
+        head_name: Name of the head among the parameters: ``'vqa_classifier'``, ``'snli_classifier'``.
+        text_first: Whether the text encoder's [CLS] guides the policy inside the image encoder. Each pair then has an image
+            encoding of its own.
+        share_images: Whether texts of one batch that ask about the same image share its encoding; None: unless
+            ``text_first``.
+
+    Raises:
+        ValueError: If ``text_first`` and ``share_images`` are both asked for, or a size is impossible.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        vision: Mapping[str, Any] | None = None,
+        text: Mapping[str, Any] | None = None,
+        fusion: Mapping[str, Any] | None = None,
+        head_name: str = "vqa_classifier",
+        text_first: bool = False,
+        share_images: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if text_first and share_images:
+            raise ValueError(
+                "text_first=True and share_images=True exclude each other: an image encoding that the text has guided belongs to "
+                "that text alone. Leave share_images out, or set text_first=False."
+            )
+        self.text_first = text_first
+        self.share_images = not text_first if share_images is None else share_images
+        self.head_name = head_name
+        text_config = RobertaConfig(**{**_TEXT, **(text or {})}, attn_implementation="sdpa")
+        fusion_config = BertConfig(
+            **{**_FUSION, **(fusion or {})}, is_decoder=True, add_cross_attention=True, attn_implementation="sdpa"
+        )
+        width, depth = fusion_config.hidden_size, fusion_config.num_hidden_layers
+        trunk = ClipVision(**{**_VISION, **(vision or {})})
+        self.vit_model = nn.ModuleDict({"visual": trunk})
+        self.cross_modal_text_transform = nn.Linear(text_config.hidden_size, width)
+        self.cross_modal_image_transform = nn.Linear(trunk.conv1.out_channels, width)
+        self.token_type_embeddings = nn.Embedding(2, width)
+        self.cross_modal_image_layers = nn.ModuleList(BertLayer(fusion_config) for _ in range(depth))
+        self.cross_modal_text_layers = nn.ModuleList(BertLayer(fusion_config) for _ in range(depth))
+        self.cross_modal_image_pooler = Pooler(width)
+        self.cross_modal_text_pooler = Pooler(width)
+        head = nn.Sequential(
+            nn.Linear(2 * width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, num_classes)
+        )
+        self.add_module(head_name, head)
+        for name, module in self.named_modules():
+            if not name.startswith("vit_model"):
+                _init_bert(module, fusion_config.initializer_range)
+        self.text_transformer = RobertaModel(text_config, add_pooling_layer=False)
+
+    @property
+    def trunk(self) -> ClipVision:
+        """The vision trunk."""
+        trunk = self.vit_model["visual"]
+        assert isinstance(trunk, ClipVision)
+        return trunk
+
+    @property
+    def head(self) -> nn.Sequential:
+        """The classification head: [B, 2 D] -> [B, C]."""
+        head = self.get_submodule(self.head_name)
+        assert isinstance(head, nn.Sequential)
+        return head
+
+    @cached_property
+    def steps(self) -> dict[str, list[LayerStep]]:
+        """Views of all layers by stage, in the order of execution."""
+        text = [
+            LayerStep(f"text.{i}", {"text": _bert_view(layer, "text", None)})
+            for i, layer in enumerate(self.text_transformer.encoder.layer)
+        ]
+        guides = {"text": self.text_transformer.config.hidden_size} if self.text_first else {}
+        image = [
+            LayerStep(f"image.{i}", {"image": _clip_view(block)}, guides)
+            for i, block in enumerate(self.trunk.transformer.resblocks)
+        ]
+        fusion = [
+            LayerStep(f"fusion.{i}", {"text": _bert_view(t, "text", "image"), "image": _bert_view(v, "image", "text")})
+            for i, (t, v) in enumerate(zip(self.cross_modal_text_layers, self.cross_modal_image_layers, strict=True))
+        ]
+        return {"text": text, "image": image, "fusion": fusion}
+
+    def forward(self, inputs: VLMInputs, execution: Execution) -> Tensor:
+        """Runs the model under the execution's policy.
+
+        Args:
+            inputs: The batch.
+            execution: Policy, kind of execution, and record.
+
+        Returns:
+            Logits, [B, C].
+        """
+        if not self.share_images:
+            inputs = inputs.unshared()
+        rows = inputs.image_index
+        text = execution.start(self.embed_text(inputs))
+        text = execution.run(self.steps["text"], {"text": text})["text"]
+        execution.linear(self.trunk.conv1.weight.numel() * self.trunk.grid**2)
+        image = execution.start(TokenStream.start(self.trunk.embed(inputs.images), ids=inputs.image_ids))
+        guides = {"text": text.guide()} if self.text_first else {}
+        image = execution.run(self.steps["image"], {"image": image}, guides=guides, rows=rows)["image"]
+        image = image.map(self.trunk.ln_post)
+        if rows is not None:
+            image = image.expand(rows, inputs.sample_ids)
+        streams = {
+            "text": self._enter_fusion(execution, "text", text, self.cross_modal_text_transform, 0),
+            "image": self._enter_fusion(execution, "image", image, self.cross_modal_image_transform, 1),
+        }
+        streams = execution.run(self.steps["fusion"], streams)
+        for module in (self.cross_modal_text_pooler, self.cross_modal_image_pooler, self.head):
+            execution.linear(sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear)))
+        pooled = [self.cross_modal_text_pooler(streams["text"].guide()), self.cross_modal_image_pooler(streams["image"].guide())]
+        return self.head(torch.cat(pooled, -1))
+
+    def embed_text(self, inputs: VLMInputs) -> TokenStream:
+        """Token and position embeddings of the texts, padded: [B, T, D]."""
+        x = self.text_transformer.embeddings(input_ids=inputs.input_ids)
+        return TokenStream.start(x, ids=inputs.sample_ids, valid=inputs.text_mask, special=inputs.special_mask)
+
+    def host_forward(self, inputs: VLMInputs) -> Tensor:
+        """METER's own dense forward, by its parts' own code, with scaled_dot_product_attention.
+
+        Args:
+            inputs: The batch.
+
+        Returns:
+            Logits, [B, C].
+        """
+        mask = torch.zeros_like(inputs.text_mask, dtype=self.token_type_embeddings.weight.dtype)
+        mask = mask.masked_fill(~inputs.text_mask, torch.finfo(mask.dtype).min)[:, None, None, :]
+        text = self.text_transformer.embeddings(input_ids=inputs.input_ids)
+        for layer in self.text_transformer.encoder.layer:
+            text = layer(text, mask)[0]
+        image = self.trunk(inputs.images)
+        if inputs.image_index is not None:
+            image = image[inputs.image_index]
+        text = self.cross_modal_text_transform(text) + self.token_type_embeddings.weight[0]
+        image = self.cross_modal_image_transform(image) + self.token_type_embeddings.weight[1]
+        # an explicit mask: BertLayer reads None as causal
+        whole = mask.new_zeros(len(image), 1, 1, image.shape[1])
+        for text_layer, image_layer in zip(self.cross_modal_text_layers, self.cross_modal_image_layers, strict=True):
+            # both streams read what the other was before this layer
+            text, image = (
+                text_layer(text, mask, encoder_hidden_states=image, encoder_attention_mask=whole)[0],
+                image_layer(image, whole, encoder_hidden_states=text, encoder_attention_mask=mask)[0],
+            )
+        pooled = [self.cross_modal_text_pooler(text[:, 0]), self.cross_modal_image_pooler(image[:, 0])]
+        return self.head(torch.cat(pooled, -1))
+
+    def _enter_fusion(
+        self, execution: Execution, name: str, stream: TokenStream, transform: nn.Linear, kind: int
+    ) -> TokenStream:
+        execution.linear(transform.weight.numel(), name, stream)
+        return stream.map(lambda x: transform(x) + self.token_type_embeddings.weight[kind])
+
+
+def _init_bert(module: nn.Module, std: float) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=std)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=std)
+
+
+def _clip_view(block: Block) -> LayerView:
+    width = block.attn.out_proj.in_features
+    weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
+    q, k, v = (Projection(weight, bias, slice(i * width, (i + 1) * width)) for i in range(3))
+    attention = AttentionView("image.self", "image", q, k, v, block.attn.out_proj, block.ln_1, block.attn.heads)
+    mlp = MlpView(block.mlp.c_fc, block.mlp.gelu, block.mlp.c_proj, block.ln_2)
+    return LayerView((attention,), mlp, pre_norm=True, owner=block)
+
+
+def _bert_view(layer: nn.Module, stream: str, other: str | None) -> LayerView:
+    attentions = [_bert_attention(layer.attention, f"{stream}.self", stream)]
+    if other is not None:
+        attentions.append(_bert_attention(layer.crossattention, f"{stream}.cross", other))
+    mlp = MlpView(
+        fc1=layer.intermediate.dense,
+        act=layer.intermediate.intermediate_act_fn,
+        fc2=layer.output.dense,
+        norm=layer.output.LayerNorm,
+        dropout=layer.output.dropout.p,
+    )
+    return LayerView(tuple(attentions), mlp, pre_norm=False, owner=layer)
+
+
+def _bert_attention(module: Any, name: str, reads: str) -> AttentionView:
+    inner, output = module.self, module.output
+    return AttentionView(
+        name=name,
+        reads=reads,
+        q=Projection.of(inner.query),
+        k=Projection.of(inner.key),
+        v=Projection.of(inner.value),
+        out=output.dense,
+        norm=output.LayerNorm,
+        heads=inner.num_attention_heads,
+        attention_dropout=inner.dropout.p,
+        dropout=output.dropout.p,
+    )

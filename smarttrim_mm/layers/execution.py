@@ -1,0 +1,78 @@
+"""Carries streams through the stages of a backbone under a policy, and keeps the record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from smarttrim_mm.layers.record import LinearRecord, StepRecord, TrimRecord
+from smarttrim_mm.layers.run_layer import run_layer
+from smarttrim_mm.layers.views import LayerStep
+from smarttrim_mm.policies.base import Policy
+from smarttrim_mm.structures import TokenStream
+
+Kind = Literal["masked", "packed"]
+
+
+class Execution:
+    """One forward pass: how tokens lie, who decides, and what was recorded.
+
+    Args:
+        policy: Decides what stays.
+        sample_ids: Identity of each image-text pair, long [B].
+        kind: ``'masked'`` keeps dropped tokens behind gates (training), ``'packed'`` leaves them out (inference).
+        checkpoint_layers: Whether layers are recomputed in the backward pass to save memory.
+    """
+
+    def __init__(self, policy: Policy, *, sample_ids: Tensor, kind: Kind, checkpoint_layers: bool = False) -> None:
+        self.policy = policy
+        self.kind = kind
+        self.checkpoint_layers = checkpoint_layers
+        self.record = TrimRecord(sample_ids, policy)
+
+    def start(self, stream: TokenStream) -> TokenStream:
+        """The stream as this execution wants it to lie."""
+        return stream.pack() if self.kind == "packed" else stream
+
+    def run(
+        self,
+        steps: Sequence[LayerStep],
+        streams: Mapping[str, TokenStream],
+        *,
+        guides: Mapping[str, Tensor] | None = None,
+        rows: Tensor | None = None,
+    ) -> dict[str, TokenStream]:
+        """Runs one stage.
+
+        Args:
+            steps: The stage's layers.
+            streams: Its streams.
+            guides: Guide tokens [B, D] of other streams, where the steps declare them.
+            rows: Which instance of these streams each image-text pair uses, long [B]; None: one each.
+
+        Returns:
+            The streams after the stage.
+        """
+        streams = dict(streams)
+        for step in steps:
+            record: StepRecord
+            if self.checkpoint_layers:
+                streams, record = checkpoint(run_layer, step, streams, self.policy, guides, use_reentrant=False)
+            else:
+                streams, record = run_layer(step, streams, self.policy, guides)
+            self.record.entries.append(replace(record, rows=rows) if rows is not None else record)
+        return streams
+
+    def linear(self, multiply_adds: int, name: str | None = None, stream: TokenStream | None = None) -> None:
+        """Records a linear map outside the layers.
+
+        Args:
+            multiply_adds: Its compute per token of the stream, or per instance if no stream is given.
+            name: The stream's name.
+            stream: The stream it ran on.
+        """
+        self.record.entries.append(LinearRecord(name, stream.layout if stream else None, multiply_adds))

@@ -1,0 +1,196 @@
+"""What was decided and executed, and what it costs: multiply-adds of the whole model, per instance.
+
+Decided compute follows from the decisions alone (kept tokens, kept heads) and is differentiable in them. The dense reference
+counts unpadded tokens, so that padding saved is never credited as trimming.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from smarttrim_mm.layers.views import AttentionView, LayerStep
+from smarttrim_mm.structures import Layout
+
+
+def attention_multiply_adds(view: AttentionView, n: Tensor, m: Tensor, heads: Tensor | int) -> Tensor:
+    """Multiply-adds of one attention module.
+
+    Args:
+        view: The module.
+        n: Queries, [B].
+        m: Keys, [B].
+        heads: Heads that are on, [B] or a number.
+
+    Returns:
+        [B]: projections of the kept heads, scores, and weighted sums.
+    """
+    own, other, d = view.q.inputs, view.k.inputs, view.head_width
+    return heads * d * (n * own + 2 * m * other + 2 * n * m + n * view.out.out_features)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """The record of one step.
+
+    Attributes:
+        step: The step.
+        before: Per stream, its layout before the decision (what a policy scored).
+        tokens: Per stream, its layout after the decision (what the layer ran on).
+        heads: Per attention that was decided on, the heads' gates [B, H].
+        executed: Multiply-adds of the tensors that were really multiplied, for the whole batch, policy not included.
+        rows: Instance of this record that each image-text pair used, long [B]; None: one each.
+    """
+
+    step: LayerStep
+    before: Mapping[str, Layout]
+    tokens: Mapping[str, Layout]
+    heads: Mapping[str, Tensor]
+    executed: int
+    rows: Tensor | None = None
+
+    def cost(self, counts: Mapping[str, Tensor], heads: Mapping[str, Any]) -> Tensor:
+        """Multiply-adds per instance, [B], given the tokens of each stream and the heads that are on (else all)."""
+        total = torch.zeros_like(next(iter(counts.values())))
+        for stream, layer in self.step.layers.items():
+            n = counts[stream]
+            for view in layer.attentions:
+                total = total + attention_multiply_adds(view, n, counts[view.reads], heads.get(view.name, view.heads))
+            total = total + n * (layer.mlp.fc1.weight.numel() + layer.mlp.fc2.weight.numel())
+        return total
+
+    def decided(self) -> Tensor:
+        """Multiply-adds of the layer on what was kept, [B]."""
+        counts = {name: layout.counts() for name, layout in self.tokens.items()}
+        return self.cost(counts, {name: gate.float().sum(1) for name, gate in self.heads.items()})
+
+    def dense(self) -> Tensor:
+        """Multiply-adds of the whole layer on every real token, [B]."""
+        return self.cost({name: layout.full() for name, layout in self.tokens.items()}, {})
+
+
+@dataclass(frozen=True)
+class LinearRecord:
+    """A linear map outside the layers: embeddings, transforms, poolers, heads.
+
+    Attributes:
+        stream: The stream whose tokens it ran on; None: once per instance.
+        layout: Layout of that stream at that point; None likewise.
+        multiply_adds: Per token (or per instance).
+        rows: As in :class:`StepRecord`.
+    """
+
+    stream: str | None
+    layout: Layout | None
+    multiply_adds: int
+    rows: Tensor | None = None
+
+    def cost(self, counts: Callable[[Layout], Tensor], like: Tensor) -> Tensor:
+        """Multiply-adds per instance, [B], of the tokens that ``counts`` makes of the layout."""
+        if self.layout is None:
+            return torch.full_like(like, self.multiply_adds, dtype=torch.float32)
+        return counts(self.layout) * self.multiply_adds
+
+
+class CountsPolicies(Protocol):
+    """The part of a policy that a record needs."""
+
+    def multiply_adds(self, step: LayerStep, counts: Mapping[str, Tensor]) -> Tensor | float: ...
+
+    def trims(self, step: LayerStep) -> tuple[frozenset[str], frozenset[str]]: ...
+
+
+@dataclass
+class TrimRecord:
+    """The record of one forward pass, in the order of execution.
+
+    Compute is that of unshared pairs: an image that several texts share is counted for each of them.
+
+    Attributes:
+        sample_ids: Identity of each image-text pair, long [B].
+        policy: Counts its own compute, and says what it can cut.
+        entries: What ran.
+    """
+
+    sample_ids: Tensor
+    policy: CountsPolicies
+    entries: list[StepRecord | LinearRecord] = field(default_factory=list)
+
+    @property
+    def steps(self) -> list[StepRecord]:
+        return [entry for entry in self.entries if isinstance(entry, StepRecord)]
+
+    def multiply_adds(self) -> Tensor:
+        """Decided compute of the whole model, the policy's own included, per pair, fp32 [B]."""
+        total = torch.zeros_like(self.sample_ids, dtype=torch.float32)
+        for entry in self.entries:
+            if isinstance(entry, LinearRecord):
+                cost = entry.cost(lambda layout: layout.counts(), self.sample_ids)
+            else:
+                cost = entry.decided() + self._overhead(entry)
+            total = total + _per_pair(cost, entry.rows)
+        return total
+
+    def dense_multiply_adds(self) -> Tensor:
+        """Compute of the same model on every real token with every head, without a policy, per pair, fp32 [B]."""
+        total = torch.zeros_like(self.sample_ids, dtype=torch.float32)
+        for entry in self.entries:
+            linear = isinstance(entry, LinearRecord)
+            cost = entry.cost(lambda layout: layout.full(), self.sample_ids) if linear else entry.dense()
+            total = total + _per_pair(cost, entry.rows)
+        return total
+
+    def least_multiply_adds(self) -> Tensor:
+        """Compute if the policy kept protected tokens only and no head that it decides on, per pair, fp32 [B]."""
+        total = torch.zeros_like(self.sample_ids, dtype=torch.float32)
+        cut: frozenset[str] = frozenset()
+        for entry in self.entries:
+            if isinstance(entry, LinearRecord):
+                trimmed = entry.stream in cut
+                cost = entry.cost(lambda layout: layout.floor() if trimmed else layout.full(), self.sample_ids)  # noqa: B023
+            else:
+                streams, attentions = self.policy.trims(entry.step)
+                scored = {name: lay.floor() if name in cut else lay.full() for name, lay in entry.before.items()}
+                cut |= streams
+                counts = {name: lay.floor() if name in cut else lay.full() for name, lay in entry.tokens.items()}
+                cost = entry.cost(counts, dict.fromkeys(attentions, 0)) + self.policy.multiply_adds(entry.step, scored)
+            total = total + _per_pair(cost, entry.rows)
+        return total
+
+    def executed_multiply_adds(self) -> float:
+        """Multiply-adds that were really executed for the batch, the policy's own included, mean per pair."""
+        total = 0.0
+        for entry in self.entries:
+            if isinstance(entry, LinearRecord):
+                total += float(entry.cost(lambda layout: layout.counts(), self.sample_ids).sum())
+            else:
+                overhead = self._overhead(entry)
+                total += entry.executed + (float(overhead.sum()) if isinstance(overhead, Tensor) else overhead)
+        return total / len(self.sample_ids)
+
+    def kept(self) -> dict[str, Tensor]:
+        """Per ``'<step>/<stream>'`` (``'image.3/image'``), the kept share of the real tokens, fp32 [B]."""
+        return {
+            f"{entry.step.name}/{name}": _per_pair(layout.counts() / layout.full(), entry.rows)
+            for entry in self.steps
+            for name, layout in entry.tokens.items()
+        }
+
+    def heads(self) -> dict[str, Tensor]:
+        """Per ``'<step>/<attention>'`` (``'fusion.1/text.cross'``), the share of heads that are on, fp32 [B]."""
+        return {
+            f"{entry.step.name}/{name}": _per_pair(gate.float().mean(1), entry.rows)
+            for entry in self.steps
+            for name, gate in entry.heads.items()
+        }
+
+    def _overhead(self, entry: StepRecord) -> Tensor | float:
+        return self.policy.multiply_adds(entry.step, {name: layout.counts() for name, layout in entry.before.items()})
+
+
+def _per_pair(values: Tensor, rows: Tensor | None) -> Tensor:
+    return values if rows is None else values[rows]

@@ -1,0 +1,148 @@
+"""The project's one implementation of a transformer layer, over views of a host's layers.
+
+``run_layer`` asks the policy, cuts the streams, and runs the layer on them in either of two executions that must agree:
+padded streams (training: decisions are gates) and packed ones (inference: what is dropped is left out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Protocol
+
+from torch import Tensor
+from torch.nn.functional import dropout, linear
+
+from smarttrim_mm.layers.record import StepRecord
+from smarttrim_mm.layers.views import AttentionView, LayerStep, LayerView, MlpView, Projection
+from smarttrim_mm.ops.attention import packed_attention, padded_attention
+from smarttrim_mm.structures import Decision, PackedLayout, PaddedLayout, Streams, TokenStream
+
+
+class DecidesLayers(Protocol):
+    """The part of a policy that a layer needs."""
+
+    def before_layer(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> Decision: ...
+
+
+def run_layer(
+    step: LayerStep, streams: Streams, policy: DecidesLayers, guides: Mapping[str, Tensor] | None = None
+) -> tuple[dict[str, TokenStream], StepRecord]:
+    """Decides on, cuts and runs one step.
+
+    Args:
+        step: Views of the host's layers.
+        streams: The streams of the step, all padded or all packed.
+        policy: Decides what stays.
+        guides: Guide tokens [B, D] of streams outside the step (``step.guides``).
+
+    Returns:
+        The streams after the step, and the record of what was kept and executed. Streams without a layer in this step
+        (memories) come back as they were cut.
+    """
+    decision = policy.before_layer(step, streams, guides or {})
+    cut = {name: _cut(stream, decision.keep.get(name)) for name, stream in streams.items()}
+    executed = 0
+    outputs = dict(cut)
+    for name, layer in step.layers.items():
+        x, work = _run_stream(name, layer, cut, decision.heads)
+        outputs[name] = replace(cut[name], x=x)
+        executed += work
+    record = StepRecord(
+        step=step,
+        before={name: stream.layout for name, stream in streams.items()},
+        tokens={name: stream.layout for name, stream in cut.items()},
+        heads=dict(decision.heads),
+        executed=executed,
+    )
+    return outputs, record
+
+
+def _cut(stream: TokenStream, keep: Tensor | None) -> TokenStream:
+    return stream if keep is None else stream.select(keep)
+
+
+def _run_stream(name: str, layer: LayerView, streams: Streams, heads: Mapping[str, Tensor]) -> tuple[Tensor, int]:
+    x = streams[name].x
+    training = layer.owner.training
+    executed = x.shape[:-1].numel() * (layer.mlp.fc1.weight.numel() + layer.mlp.fc2.weight.numel())
+    for view in layer.attentions:
+        query = TokenStream(view.norm(x) if layer.pre_norm else x, streams[name].layout)
+        memory = query if view.reads == name else streams[view.reads]
+        y, work = _attend(view, query, memory, heads.get(view.name), training)
+        executed += work
+        y = dropout(y, view.dropout, training)
+        x = x + y if layer.pre_norm else view.norm(x + y)
+    y = _mlp(layer.mlp, layer.mlp.norm(x) if layer.pre_norm else x)
+    y = dropout(y, layer.mlp.dropout, training)
+    return (x + y if layer.pre_norm else layer.mlp.norm(x + y)), executed
+
+
+def _mlp(view: MlpView, x: Tensor) -> Tensor:
+    return view.fc2(view.act(view.fc1(x)))
+
+
+def _attend(
+    view: AttentionView, query: TokenStream, memory: TokenStream, heads: Tensor | None, training: bool
+) -> tuple[Tensor, int]:
+    if isinstance(query.layout, PaddedLayout):
+        assert isinstance(memory.layout, PaddedLayout)
+        return _attend_padded(view, query.x, memory.x, memory.layout, heads, training)
+    assert isinstance(memory.layout, PackedLayout)
+    lengths = (query.layout.lengths, memory.layout.lengths)
+    if heads is not None and len(lengths[0]) == 1:
+        return _attend_kept_heads(view, query.x, memory.x, heads[0].nonzero().squeeze(1))
+    q, k, v = (_split(t, view.heads) for t in _project(view, query.x, memory.x))
+    y, executed = packed_attention(q, k, v, *lengths, heads)
+    return view.out(y.flatten(1)), executed + _projection_work(view, query.x, memory.x, view.heads)
+
+
+def _attend_padded(
+    view: AttentionView, x: Tensor, memory: Tensor, layout: PaddedLayout, gate: Tensor | None, training: bool
+) -> tuple[Tensor, int]:
+    q, k, v = (_split(t, view.heads).transpose(1, 2) for t in _project(view, x, memory))
+    y = padded_attention(q, k, v, layout.gate, view.attention_dropout if training else 0.0, layout.whole)
+    if gate is not None:
+        y = y * gate.to(y.dtype)[:, :, None, None]
+    executed = 2 * q.numel() * k.shape[2] + _projection_work(view, x, memory, view.heads)
+    return view.out(y.transpose(1, 2).flatten(2)), executed
+
+
+def _projection_work(view: AttentionView, x: Tensor, memory: Tensor, heads: int) -> int:
+    rows, keys = x.shape[:-1].numel(), memory.shape[:-1].numel()
+    return heads * view.head_width * (rows * (view.q.inputs + view.out.out_features) + 2 * keys * view.k.inputs)
+
+
+def _attend_kept_heads(view: AttentionView, x: Tensor, memory: Tensor, on: Tensor) -> tuple[Tensor, int]:
+    """One instance: the rows and columns of heads that are off are not even multiplied."""
+    if len(on) == 0:
+        return view.out.bias.expand_as(x), 0
+    if len(on) == view.heads:
+        q, k, v = (_split(t, view.heads) for t in _project(view, x, memory))
+        columns = view.out.weight
+    else:
+        q, k, v = (
+            _split(_linear_of_heads(projection, source, view, on), len(on))
+            for projection, source in ((view.q, x), (view.k, memory), (view.v, memory))
+        )
+        columns = view.out.weight.unflatten(1, (view.heads, -1)).index_select(1, on).flatten(1)
+    y, executed = packed_attention(q, k, v, (len(x),), (len(memory),))
+    return linear(y.flatten(1), columns, view.out.bias), executed + _projection_work(view, x, memory, len(on))
+
+
+def _linear_of_heads(projection: Projection, x: Tensor, view: AttentionView, on: Tensor) -> Tensor:
+    weight, bias = projection.parameters()
+    weight = weight.unflatten(0, (view.heads, -1)).index_select(0, on).flatten(0, 1)
+    bias = None if bias is None else bias.unflatten(0, (view.heads, -1)).index_select(0, on).flatten()
+    return linear(x, weight, bias)
+
+
+def _project(view: AttentionView, x: Tensor, memory: Tensor) -> tuple[Tensor, ...]:
+    fused = view.q.weight is view.k.weight is view.v.weight
+    if fused and x is memory and view.q.rows is not None:
+        return linear(x, view.q.weight, view.q.bias).chunk(3, -1)
+    return tuple(linear(source, *p.parameters()) for p, source in ((view.q, x), (view.k, memory), (view.v, memory)))
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1))

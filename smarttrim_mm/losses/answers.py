@@ -1,0 +1,32 @@
+"""Task losses."""
+
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from smarttrim_mm.registry import MODELS
+
+
+@MODELS.register_module()
+class AnswerCrossEntropy(nn.Module):
+    """Cross-entropy over answers.
+
+    Args:
+        label_smoothing: Share of the target spread over all answers, in [0, 1).
+    """
+
+    def __init__(self, *, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Logits [B, C], class indices [B] -> mean over the batch."""
+        return cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
+
+
+@MODELS.register_module()
+class SoftTargetBCE(nn.Module):
+    """Binary cross-entropy with soft targets, summed over answers (VQAv2 in METER, arXiv 2111.02387)."""
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Logits [B, C], scores in [0, 1] [B, C] -> mean over the batch of the sum over answers."""
+        return binary_cross_entropy_with_logits(logits.float(), targets.float()) * targets.shape[1]

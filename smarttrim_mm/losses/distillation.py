@@ -1,0 +1,47 @@
+"""Self-distillation: the dense pass teaches the trimmed one (SmartTrim, arXiv 2305.15033)."""
+
+from torch import Tensor, nn
+from torch.nn.functional import kl_div, log_softmax
+
+from smarttrim_mm.registry import MODELS
+
+
+@MODELS.register_module()
+class SelfDistillation(nn.Module):
+    """weight * KL(teacher || student) over answers, the teacher detached.
+
+    Args:
+        weight: lambda_sd. The paper's value is not known to us.
+        temperature: Divides both logits; the loss is scaled by its square, so that gradients keep their size.
+        frozen_teacher: Checkpoint whose dense pass teaches; None: that of the weights in training.
+        dense_task_weight: Weight of the task loss on the dense pass of the shared weights, so that the teacher does not
+            drift; 0 leaves the dense pass without gradients.
+
+    Raises:
+        ValueError: If a number is out of range, or a frozen teacher is to be trained.
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: float = 1.0,
+        temperature: float = 1.0,
+        frozen_teacher: str | None = None,
+        dense_task_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("weight", weight), ("dense_task_weight", dense_task_weight)):
+            if value < 0:
+                raise ValueError(f"{name} of the distillation loss is {value}; expected a number >= 0")
+        if temperature <= 0:
+            raise ValueError(f"temperature of the distillation loss is {temperature}; expected a number > 0")
+        if frozen_teacher and dense_task_weight:
+            raise ValueError(f"dense_task_weight is {dense_task_weight}, but a frozen teacher is not trained; set it to 0")
+        self.weight, self.temperature = weight, temperature
+        self.frozen_teacher, self.dense_task_weight = frozen_teacher, dense_task_weight
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Logits [B, C] of both -> mean over the batch, weighted."""
+        student = log_softmax(student.float() / self.temperature, -1)
+        teacher = log_softmax(teacher.detach().float() / self.temperature, -1)
+        return self.weight * self.temperature**2 * kl_div(student, teacher, reduction="batchmean", log_target=True)

@@ -1,0 +1,69 @@
+"""Checks a checkpoint against a model before anything is loaded."""
+
+from collections.abc import Mapping
+
+from mmengine.logging import print_log
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor, nn
+
+_SHOWN = 8
+
+
+def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Raises if a state dict is of another architecture; then nothing is loaded.
+
+    The backbone must match key by key. The policy must match too, unless one side has none: fine-tuning starts from a dense
+    checkpoint, and a trimmed checkpoint can be tested dense.
+
+    Args:
+        model: The model that is about to load.
+        state_dict: What it would load.
+        prefix: Prefix of the model's keys in it.
+
+    Raises:
+        ValueError: With the missing and unexpected keys and the mismatched shapes.
+    """
+    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    theirs = {key[len(prefix) :]: tuple(value.shape) for key, value in state_dict.items() if key.startswith(prefix)}
+    own_policy, their_policy = (any(key.startswith("policy.") for key in keys) for keys in (own, theirs))
+    if own_policy != their_policy:
+        own, theirs = ({k: v for k, v in keys.items() if not k.startswith("policy.")} for keys in (own, theirs))
+        print_log(
+            "The checkpoint holds no policy: the model's own starts untrained."
+            if own_policy
+            else "The checkpoint's policy is left out: the model's policy has no weights.",
+            logger="current",
+        )
+    problems = _list("missing", own.keys() - theirs.keys()) + _list("unexpected", theirs.keys() - own.keys())
+    mismatched = [f"{key} {theirs[key]}, the model's {own[key]}" for key in own.keys() & theirs.keys() if own[key] != theirs[key]]
+    problems += _list("of another shape", mismatched)
+    if problems:
+        raise ValueError(
+            "The checkpoint is of another architecture than the config's model; nothing was loaded.\n"
+            + "\n".join(problems)
+            + "\nUse the config that the checkpoint was trained with, or convert the checkpoint first."
+        )
+
+
+def load_backbone(backbone: nn.Module, checkpoint: str) -> None:
+    """Loads the ``backbone.*`` weights of one of our checkpoints into a backbone.
+
+    Args:
+        backbone: The module to load into.
+        checkpoint: Path of the checkpoint; only tensors and plain values are read from it.
+
+    Raises:
+        ValueError: If the weights are of another architecture; then nothing is loaded.
+    """
+    state_dict = CheckpointLoader.load_checkpoint(checkpoint, map_location="cpu")["state_dict"]
+    weights = {key: value for key, value in state_dict.items() if key.startswith("backbone.")}
+    check_state_dict(backbone, weights, "backbone.")
+    backbone.load_state_dict({key.removeprefix("backbone."): value for key, value in weights.items()})
+
+
+def _list(kind: str, keys: set[str] | list[str]) -> list[str]:
+    if not keys:
+        return []
+    shown = sorted(keys)[:_SHOWN]
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return [f"  {len(keys)} {kind}: {', '.join(shown)}{more}"]

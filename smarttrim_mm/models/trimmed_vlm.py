@@ -1,0 +1,184 @@
+"""The mmengine model: a backbone, a policy, and the losses that train both."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel
+from mmpretrain.structures import DataSample
+from torch import Tensor, nn
+
+from smarttrim_mm.layers.execution import Execution, Kind
+from smarttrim_mm.layers.record import TrimRecord
+from smarttrim_mm.losses.budget import BudgetLoss
+from smarttrim_mm.losses.distillation import SelfDistillation
+from smarttrim_mm.models.checkpoint import check_state_dict, load_backbone
+from smarttrim_mm.policies.base import Policy
+from smarttrim_mm.policies.dense import Dense
+from smarttrim_mm.registry import MODELS, POLICIES
+from smarttrim_mm.structures import VLMInputs
+
+
+@MODELS.register_module()
+class TrimmedVLM(BaseModel):
+    """A vision-language model that leaves out what its policy does not keep.
+
+    Training runs masked, inference packed. With distillation, the dense and the trimmed pass both lie inside one
+    :meth:`forward` call, so that a distributed wrapper sees one forward.
+
+    Args:
+        backbone: The host model, config of ``MODELS``.
+        policy: Who decides, config of ``POLICIES``.
+        task_loss: Loss on logits and targets.
+        distillation: Loss on trimmed and dense logits, see
+            :class:`~smarttrim_mm.losses.distillation.SelfDistillation`; None: no dense pass.
+        budget: Loss on the record of what was kept; None: none.
+        checkpoint_layers: Whether layers are recomputed in the backward pass to save memory.
+        data_preprocessor: Collated batches to model inputs.
+        init_cfg: mmengine's initialisation.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Mapping[str, Any],
+        policy: Mapping[str, Any],
+        task_loss: Mapping[str, Any] = {"type": "AnswerCrossEntropy"},  # noqa: B006  (read only)
+        distillation: Mapping[str, Any] | None = None,
+        budget: Mapping[str, Any] | None = None,
+        checkpoint_layers: bool = False,
+        data_preprocessor: Mapping[str, Any] | nn.Module | None = None,
+        init_cfg: Any = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        self.backbone = MODELS.build(backbone)
+        steps = [step for stage in self.backbone.steps.values() for step in stage]
+        self.policy: Policy = POLICIES.build(policy, default_args={"steps": steps})
+        self.dense = Dense(steps=steps)
+        self.task_loss = MODELS.build(task_loss)
+        self.distillation: SelfDistillation | None = MODELS.build(distillation) if distillation else None
+        self.budget: BudgetLoss | None = MODELS.build(budget) if budget else None
+        self.checkpoint_layers = checkpoint_layers
+        self._frozen: list[nn.Module] = []  # a list, so that the frozen teacher is neither saved nor trained
+        self._register_load_state_dict_pre_hook(self._check_state_dict)
+
+    def forward(self, inputs: VLMInputs, data_samples: list[DataSample] | None = None, mode: str = "tensor") -> Any:
+        """Runs the model.
+
+        Args:
+            inputs: The batch.
+            data_samples: One per image, with its questions.
+            mode: ``'loss'``: dict of losses and numbers to log; ``'predict'``: the data samples with ``pred_scores`` [Q, C] and
+                ``trim`` (per question: multiply-adds and kept ratios); ``'tensor'``: logits [B, C].
+
+        Raises:
+            ValueError: If ``mode`` is none of these, or targets or data samples are missing.
+        """
+        if mode == "loss":
+            return self.loss(inputs)
+        if mode == "predict":
+            if data_samples is None:
+                raise ValueError("data_samples is None; mode 'predict' needs one sample an image to write the results into")
+            return self.predict(inputs, data_samples)
+        if mode == "tensor":
+            return self.trace(inputs)[0]
+        raise ValueError(f"mode is {mode!r}; expected 'loss', 'predict' or 'tensor'")
+
+    def loss(self, inputs: VLMInputs) -> dict[str, Tensor]:
+        """Losses (keys with ``'loss'``), accuracy, speed-up, and the kept ratios of every layer, as scalars."""
+        if inputs.targets is None:
+            raise ValueError("inputs.targets is None; mode 'loss' needs an answer for every question")
+        teacher = self._teach(inputs)
+        logits, record = self._run(inputs, self.policy, "masked")
+        losses = {"loss_task": self.task_loss(logits, inputs.targets)}
+        if self.distillation is not None and teacher is not None:
+            losses["loss_distill"] = self.distillation(logits, teacher)
+            if self.distillation.dense_task_weight:
+                losses["loss_dense_task"] = self.distillation.dense_task_weight * self.task_loss(teacher, inputs.targets)
+        if self.budget is not None:
+            losses |= self.budget(record)
+        return losses | _scalars(logits, inputs.targets, record)
+
+    def predict(self, inputs: VLMInputs, data_samples: list[DataSample]) -> list[DataSample]:
+        """Scores every question; fills in ``pred_scores`` and ``trim`` of each data sample."""
+        logits, record = self.trace(inputs)
+        trim = {
+            "multiply_adds": record.multiply_adds(),
+            "dense_multiply_adds": record.dense_multiply_adds(),
+            "executed_multiply_adds": torch.full((len(logits),), record.executed_multiply_adds()),
+            **{f"kept/{key}": ratio for key, ratio in record.kept().items()},
+            **{f"heads/{key}": ratio for key, ratio in record.heads().items()},
+        }
+        begin = 0
+        for sample in data_samples:
+            rows = slice(begin, begin + len(sample.questions))
+            sample.set_field(logits[rows].float().softmax(-1), "pred_scores", dtype=Tensor)
+            sample.set_field({key: value[rows] for key, value in trim.items()}, "trim", dtype=dict)
+            begin = rows.stop
+        return data_samples
+
+    def trace(self, inputs: VLMInputs, kind: Kind = "packed", policy: Policy | None = None) -> tuple[Tensor, TrimRecord]:
+        """Logits [B, C] and the record of what was kept.
+
+        Args:
+            inputs: The batch.
+            kind: ``'packed'`` or ``'masked'``.
+            policy: Decides instead of the model's own.
+        """
+        return self._run(inputs, policy or self.policy, kind)
+
+    def host_forward(self, inputs: VLMInputs) -> Tensor:
+        """The host model's own dense forward, logits [B, C]."""
+        return self.backbone.host_forward(inputs if self.backbone.share_images else inputs.unshared())
+
+    def set_curriculum(self, progress: float) -> None:
+        """Moves policy and budget between keeping everything (0) and their final strength (1)."""
+        self.policy.set_curriculum(progress)
+        if self.budget is not None:
+            self.budget.set_curriculum(progress)
+
+    def _run(self, inputs: VLMInputs, policy: Policy, kind: Kind) -> tuple[Tensor, TrimRecord]:
+        execution = Execution(
+            policy,
+            sample_ids=inputs.sample_ids,
+            kind=kind,
+            checkpoint_layers=self.checkpoint_layers and torch.is_grad_enabled(),
+        )
+        logits = self.backbone(inputs, execution)
+        return logits, execution.record
+
+    def _teach(self, inputs: VLMInputs) -> Tensor | None:
+        if self.distillation is None:
+            return None
+        if self.distillation.frozen_teacher:
+            return self._frozen_logits(inputs, self.distillation.frozen_teacher)
+        with torch.set_grad_enabled(self.distillation.dense_task_weight > 0):
+            return self._run(inputs, self.dense, "masked")[0]
+
+    @torch.no_grad()
+    def _frozen_logits(self, inputs: VLMInputs, checkpoint: str) -> Tensor:
+        if not self._frozen:
+            teacher = copy.deepcopy(self.backbone).eval().requires_grad_(False)
+            load_backbone(teacher, checkpoint)
+            self._frozen.append(teacher)
+        execution = Execution(self.dense, sample_ids=inputs.sample_ids, kind="masked")
+        return self._frozen[0](inputs, execution)
+
+    def _check_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        check_state_dict(self, state_dict, prefix)
+
+
+def _scalars(logits: Tensor, targets: Tensor, record: TrimRecord) -> dict[str, Tensor]:
+    with torch.no_grad():
+        truth = targets if targets.dim() == 1 else targets.argmax(-1)
+        decided, dense = record.multiply_adds().mean(), record.dense_multiply_adds().mean()
+        return {
+            "accuracy": (logits.argmax(-1) == truth).float().mean(),
+            "speedup": dense / decided,
+            "multiply_adds": decided / 1e6,
+            **{f"kept/{key}": ratio.mean() for key, ratio in record.kept().items()},
+            **{f"heads/{key}": ratio.mean() for key, ratio in record.heads().items()},
+        }

@@ -1,0 +1,75 @@
+"""Keeps a random share of the tokens: what any learned choice has to beat."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from smarttrim_mm.layers.views import LayerStep
+from smarttrim_mm.ops.ranking import hash_uniform, keep_top
+from smarttrim_mm.policies.base import Knob, Policy
+from smarttrim_mm.registry import POLICIES
+from smarttrim_mm.structures import Decision, Streams
+
+
+@POLICIES.register_module()
+class Random(Policy):
+    """Keeps, before each chosen layer, the same share of the real tokens, drawn at random.
+
+    The draw depends on the sample, the step and the token alone: it is the same in any batch, in training and at inference.
+    The kept count at a step that has ``i`` chosen steps of the stream up to and including itself is
+    ``ceil(keep_ratio ** i * N)``, so that tokens fall away geometrically with depth; protected tokens come first.
+
+    Args:
+        steps: The layers of the backbone.
+        keep_ratio: Share kept at each chosen step, in (0, 1]. Calibration sets it for a wanted speed-up.
+        streams: Streams that are cut.
+        layers: Per stage, the layer indices at which tokens are dropped; stages left out: every layer.
+        seed: Changes the draw.
+
+    Raises:
+        ValueError: If ``keep_ratio`` is outside (0, 1].
+    """
+
+    knob = Knob("drop ratio per layer", 0.0, 0.999)
+
+    def __init__(
+        self,
+        *,
+        steps: Sequence[LayerStep],
+        keep_ratio: float = 1.0,
+        streams: Sequence[str] = ("image", "text"),
+        layers: Mapping[str, Sequence[int]] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(steps=steps)
+        if not 0 < keep_ratio <= 1:
+            raise ValueError(f"keep_ratio is {keep_ratio}; expected a number in (0, 1], 1 keeps every token")
+        self.set_knob(1 - keep_ratio)
+        self.seed = seed
+        self.depth: dict[tuple[str, str], int] = {}
+        seen = dict.fromkeys(streams, 0)
+        for number, step in enumerate(steps):
+            for stream in streams:
+                if stream in step.layers and (layers is None or step.index in layers.get(step.stage, (step.index,))):
+                    seen[stream] += 1
+                    self.depth[step.name, stream] = seen[stream]
+            self.depth[step.name, ""] = number
+
+    def before_layer(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> Decision:
+        keep_ratio = 1 - self.progress * self.get_knob()
+        keep = {}
+        for name, stream in streams.items():
+            depth = self.depth.get((step.name, name))
+            if depth is None:
+                continue
+            layout = stream.layout
+            number = self.depth[step.name, ""]
+            scores = hash_uniform(layout.per_token(layout.ids), layout.positions(), 1000 * self.seed + number)
+            scores = scores.expand(stream.x.shape[:-1]).masked_fill(layout.protected, 2.0)
+            counts = torch.ceil(layout.full() * keep_ratio**depth - 1e-4).long()  # 1e-4: float error is no extra token
+            keep[name] = layout.from_grid(keep_top(layout.to_grid(scores, -torch.inf), counts))
+        return Decision(keep=keep)
+
+    def trims(self, step: LayerStep) -> tuple[frozenset[str], frozenset[str]]:
+        return frozenset(name for name in step.layers if (step.name, name) in self.depth), frozenset()

@@ -1,0 +1,128 @@
+"""SmartTrim (arXiv 2305.15033): learned, per-instance trimming of tokens and heads."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smarttrim_mm.layers.views import LayerStep
+from smarttrim_mm.ops.gates import gumbel_keep, threshold_keep
+from smarttrim_mm.policies.base import Knob, Policy
+from smarttrim_mm.registry import POLICIES, TRIMMERS
+from smarttrim_mm.structures import Decision, Streams
+
+
+@POLICIES.register_module()
+class SmartTrim(Policy):
+    """A token trimmer for each layer and stream, a head trimmer for each attention module.
+
+    In training the decisions are hard Gumbel-softmax samples with straight-through gradients; at inference a token or head is
+    kept where its keep probability reaches the threshold.
+
+    Args:
+        steps: The layers of the backbone.
+        token_trimmer: Config of the token trimmer, or None: tokens are not trimmed.
+        head_trimmer: Config of the head trimmer, or None: heads are not trimmed.
+        streams: Streams whose tokens are trimmed.
+        token_layers: Per stage (``'image'``, ``'text'``, ``'fusion'``), the layer indices with token trimmers; stages left
+            out: every layer. An empty list leaves a stage out.
+        head_layers: Likewise for head trimmers.
+        stable_init: Whether everything is kept at step 0 (the curriculum's stable initialisation).
+        temperature: Gumbel temperature; a hook may move it.
+        threshold: Keep probability needed at inference, in (0, 1). Calibration may move it.
+
+    Raises:
+        ValueError: If a layer list names an unknown stage or layer, or the threshold or temperature is out of range.
+    """
+
+    knob = Knob("threshold", 0.0005, 0.9995)
+
+    def __init__(
+        self,
+        *,
+        steps: Sequence[LayerStep],
+        token_trimmer: Mapping[str, Any] | None = {"type": "TokenTrimmer"},  # noqa: B006  (read only)
+        head_trimmer: Mapping[str, Any] | None = {"type": "HeadTrimmer"},  # noqa: B006
+        streams: Sequence[str] = ("image", "text"),
+        token_layers: Mapping[str, Sequence[int]] | None = None,
+        head_layers: Mapping[str, Sequence[int]] | None = None,
+        stable_init: bool = True,
+        temperature: float = 1.0,
+        threshold: float = 0.5,
+    ) -> None:
+        super().__init__(steps=steps)
+        if temperature <= 0:
+            raise ValueError(f"temperature is {temperature}; expected a positive number")
+        self.temperature = temperature
+        self.set_knob(threshold)
+        unknown = sorted(set(streams) - {name for step in steps for name in step.layers})
+        if unknown:
+            raise ValueError(f"streams holds {unknown}; this backbone has {sorted({n for s in steps for n in s.layers})}")
+        chosen_tokens = _chosen(steps, token_layers if token_trimmer else {s.stage: [] for s in steps}, "token_layers")
+        chosen_heads = _chosen(steps, head_layers if head_trimmer else {s.stage: [] for s in steps}, "head_layers")
+        self.token_trimmers, self.head_trimmers = nn.ModuleDict(), nn.ModuleDict()
+        for step in steps:
+            widths = step.widths()
+            for name, layer in step.layers.items():
+                if step.name in chosen_tokens and name in streams:
+                    config = {**token_trimmer, "width": layer.width, "own": name, "guides": widths}
+                    self.token_trimmers[_key(step, name)] = TRIMMERS.build(config | {"stable_init": stable_init})
+                for view in layer.attentions if step.name in chosen_heads else ():
+                    served = {stream: widths[stream] for stream in dict.fromkeys((name, view.reads))}
+                    config = {**head_trimmer, "heads": view.heads, "guides": served}
+                    self.head_trimmers[_key(step, view.name)] = TRIMMERS.build(config | {"stable_init": stable_init})
+
+    def before_layer(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> Decision:
+        at_hand = {**guides, **{name: stream.guide() for name, stream in streams.items()}}
+        keep = {
+            name: self._gate(self.token_trimmers[_key(step, name)](stream, at_hand))
+            for name, stream in streams.items()
+            if _key(step, name) in self.token_trimmers
+        }
+        heads = {
+            view.name: self._gate(self.head_trimmers[_key(step, view.name)](at_hand))
+            for layer in step.layers.values()
+            for view in layer.attentions
+            if _key(step, view.name) in self.head_trimmers
+        }
+        return Decision(keep=keep, heads=heads)
+
+    def trims(self, step: LayerStep) -> tuple[frozenset[str], frozenset[str]]:
+        views = [view.name for layer in step.layers.values() for view in layer.attentions]
+        return (
+            frozenset(name for name in step.layers if _key(step, name) in self.token_trimmers),
+            frozenset(name for name in views if _key(step, name) in self.head_trimmers),
+        )
+
+    def multiply_adds(self, step: LayerStep, counts: Mapping[str, Tensor]) -> Tensor | float:
+        streams, attentions = self.trims(step)
+        total: Tensor = torch.zeros_like(next(iter(counts.values())))
+        for name in sorted(streams):
+            total = total + self.token_trimmers[_key(step, name)].multiply_adds(counts[name])
+        return total + sum(self.head_trimmers[_key(step, name)].multiply_adds() for name in attentions)
+
+    def _gate(self, logits: Tensor) -> Tensor:
+        return gumbel_keep(logits, self.temperature) if self.training else threshold_keep(logits, self.threshold)
+
+    @property
+    def threshold(self) -> float:
+        """Keep probability needed at inference."""
+        return self.get_knob()
+
+
+def _key(step: LayerStep, name: str) -> str:
+    return f"{step.name}/{name}".replace(".", "_")  # a ModuleDict's keys hold no dots
+
+
+def _chosen(steps: Sequence[LayerStep], layers: Mapping[str, Sequence[int]] | None, argument: str) -> set[str]:
+    known: dict[str, set[int]] = {}
+    for step in steps:
+        known.setdefault(step.stage, set()).add(step.index)
+    for stage, indices in (layers or {}).items():
+        if stage not in known:
+            raise ValueError(f"{argument} names stage {stage!r}; this backbone has {sorted(known)}")
+        beyond = sorted(set(indices) - known[stage])
+        if beyond:
+            raise ValueError(f"{argument} names layers {beyond} of stage {stage!r}, which has layers 0 to {max(known[stage])}")
+    return {step.name for step in steps if layers is None or step.index in layers.get(step.stage, (step.index,))}

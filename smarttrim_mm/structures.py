@@ -1,0 +1,367 @@
+"""What flows through the package: batches, token streams, decisions.
+
+One letter legend: ``B`` batch (image-question pairs), ``I`` images, ``N`` tokens of a stream, ``P`` image patches, ``T`` text
+tokens, ``H`` heads, ``D`` width, ``L`` layers, ``S`` packed tokens of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class VLMInputs:
+    """A batch of image-text pairs; several texts may share one image.
+
+    Attributes:
+        images: Normalised pixels, [I, 3, height, width].
+        image_index: Which image each text is about, long [B]; None: each has its own, in order.
+        image_ids: Stable identity of each image, long [I].
+        input_ids: Token ids, padded on the right, long [B, T].
+        text_mask: True at real tokens, bool [B, T].
+        special_mask: True at tokens that no policy may drop (``<s>``, ``</s>``), bool [B, T].
+        sample_ids: Stable identity of each pair, long [B].
+        targets: Class indices, long [B], or soft targets, float [B, C]; None where unknown.
+    """
+
+    images: Tensor
+    image_index: Tensor | None
+    image_ids: Tensor
+    input_ids: Tensor
+    text_mask: Tensor
+    special_mask: Tensor
+    sample_ids: Tensor
+    targets: Tensor | None = None
+
+    def unshared(self) -> VLMInputs:
+        """The same pairs, each with an image of its own, as an application without a cache would send them."""
+        if self.image_index is None:
+            return self
+        return replace(self, images=self.images[self.image_index], image_index=None, image_ids=self.image_ids[self.image_index])
+
+    def select(self, rows: Tensor) -> VLMInputs:
+        """Some of the pairs, in the given order (long [b]), unshared and without columns that are all padding."""
+        every = self.unshared()
+        width = int(every.text_mask[rows].sum(1).max())
+        return VLMInputs(
+            images=every.images[rows],
+            image_index=None,
+            image_ids=every.image_ids[rows],
+            input_ids=every.input_ids[rows, :width],
+            text_mask=every.text_mask[rows, :width],
+            special_mask=every.special_mask[rows, :width],
+            sample_ids=every.sample_ids[rows],
+            targets=None if every.targets is None else every.targets[rows],
+        )
+
+
+@dataclass(frozen=True)
+class PaddedLayout:
+    """Dropped tokens stay in place behind a gate: the execution of training, and the oracle of tests.
+
+    Attributes:
+        valid: True at real tokens, False at padding, bool [B, N].
+        gate: 1 where a token is kept, 0 where it was dropped or is padding, fp32 [B, N]. In training it carries the
+            straight-through gradient of the decisions.
+        protected: True where a token must survive any decision, bool [B, N].
+        ids: Stable identity of each instance, long [B].
+        guide_index: Position of the token that speaks for the stream ([CLS], ``<s>``); None: the mean of the kept.
+        whole: Whether every token is known to be kept, so that attention needs no mask.
+    """
+
+    valid: Tensor
+    gate: Tensor
+    protected: Tensor
+    ids: Tensor
+    guide_index: int | None
+    whole: bool
+
+    @property
+    def batch_size(self) -> int:
+        return self.gate.shape[0]
+
+    def counts(self) -> Tensor:
+        """Kept tokens per instance, fp32 [B]; differentiable in the gate."""
+        return self.gate.sum(1)
+
+    def full(self) -> Tensor:
+        """Real tokens per instance before any decision, fp32 [B]."""
+        return self.valid.sum(1, dtype=torch.float32)
+
+    def floor(self) -> Tensor:
+        """Protected tokens per instance, fp32 [B]."""
+        return self.protected.sum(1, dtype=torch.float32)
+
+    def kept_grid(self) -> Tensor:
+        """True at the kept original positions, bool [B, N]."""
+        return self.gate > 0
+
+    def per_token(self, values: Tensor) -> Tensor:
+        """Spreads [B, ...] values over the tokens: [B, 1, ...], ready to broadcast."""
+        return values.unsqueeze(1)
+
+    def positions(self) -> Tensor:
+        """Original position of each token, long [1, N]."""
+        return torch.arange(self.gate.shape[1], device=self.gate.device).unsqueeze(0)
+
+    def guide(self, x: Tensor) -> Tensor:
+        """The token that speaks for the stream, [B, D]; without one, the mean of the kept tokens."""
+        if self.guide_index is not None:
+            return x[:, self.guide_index]
+        weight = self.gate.to(x.dtype).unsqueeze(-1)
+        return (x * weight).sum(1) / weight.sum(1)
+
+    def to_grid(self, values: Tensor, fill: float) -> Tensor:
+        """Per-token values with ``fill`` wherever no token is kept, [B, N]."""
+        return values.masked_fill(~self.kept_grid(), fill)
+
+    def from_grid(self, grid: Tensor) -> Tensor:
+        """Values at the tokens of a grid over the original positions, [B, N]."""
+        return grid
+
+    def select(self, x: Tensor, keep: Tensor) -> tuple[Tensor, PaddedLayout]:
+        """Closes the gate of what is not kept; what was dropped before stays dropped."""
+        # a protected token takes the constant 1: no gradient reaches a decision that has no effect
+        keep = keep.to(self.gate.dtype).masked_fill(self.protected, 1.0)
+        return x, replace(self, gate=self.gate * keep, whole=False)
+
+    def expand(self, x: Tensor, index: Tensor, ids: Tensor) -> tuple[Tensor, PaddedLayout]:
+        """Row ``b`` of the result is row ``index[b]``."""
+        rows = (self.valid[index], self.gate[index], self.protected[index])
+        return x[index], PaddedLayout(*rows, ids=ids, guide_index=self.guide_index, whole=self.whole)
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """The kept tokens of a batch lie end to end, without padding: the execution of inference.
+
+    Attributes:
+        lengths: Kept tokens of each instance, on the host.
+        cu_seqlens: Where each instance begins, and the end, int32 [B + 1].
+        instance: Which instance a token belongs to, long [S].
+        source: Original position of each token, long [S].
+        protected: True where a token must survive any decision, bool [S].
+        ids: Stable identity of each instance, long [B].
+        size: Padded length N of the stream that was packed.
+        real: Real tokens of each instance before any decision, fp32 [B].
+        guide_index: 0 if each instance's first token speaks for the stream; None: the mean of the kept.
+    """
+
+    lengths: tuple[int, ...]
+    cu_seqlens: Tensor
+    instance: Tensor
+    source: Tensor
+    protected: Tensor
+    ids: Tensor
+    size: int
+    real: Tensor
+    guide_index: int | None
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.lengths)
+
+    def counts(self) -> Tensor:
+        """Kept tokens per instance, fp32 [B]."""
+        return self.cu_seqlens.diff().to(torch.float32)
+
+    def full(self) -> Tensor:
+        """Real tokens per instance before any decision, fp32 [B]."""
+        return self.real
+
+    def floor(self) -> Tensor:
+        """Protected tokens per instance, fp32 [B]."""
+        return torch.bincount(self.instance, weights=self.protected, minlength=self.batch_size).to(torch.float32)
+
+    def kept_grid(self) -> Tensor:
+        """True at the kept original positions, bool [B, N]."""
+        grid = torch.zeros(self.batch_size, self.size, dtype=torch.bool, device=self.instance.device)
+        grid[self.instance, self.source] = True
+        return grid
+
+    def per_token(self, values: Tensor) -> Tensor:
+        """Spreads [B, ...] values over the tokens: [S, ...], or [1, ...] of a single instance."""
+        return values if len(self.lengths) == 1 else values.index_select(0, self.instance)
+
+    def positions(self) -> Tensor:
+        """Original position of each token, long [S]."""
+        return self.source
+
+    def guide(self, x: Tensor) -> Tensor:
+        """The token that speaks for the stream, [B, D]; without one, the mean of the kept tokens."""
+        if self.guide_index is not None:
+            return x.index_select(0, self.cu_seqlens[:-1])
+        total = x.new_zeros(self.batch_size, x.shape[1]).index_add_(0, self.instance, x)
+        return total / self.counts().to(x.dtype).unsqueeze(-1)
+
+    def to_grid(self, values: Tensor, fill: float) -> Tensor:
+        """Per-token values laid over the original positions, ``fill`` elsewhere, [B, N]."""
+        grid = values.new_full((self.batch_size, self.size), fill)
+        grid[self.instance, self.source] = values
+        return grid
+
+    def from_grid(self, grid: Tensor) -> Tensor:
+        """Values at the tokens of a grid over the original positions, [S]."""
+        return grid[self.instance, self.source]
+
+    def select(self, x: Tensor, keep: Tensor) -> tuple[Tensor, PackedLayout]:
+        """Leaves out what is neither kept nor protected."""
+        rows = ((keep > 0) | self.protected).nonzero().squeeze(1)
+        return x.index_select(0, rows), self._take(rows, self.instance.index_select(0, rows), self.batch_size)
+
+    def expand(self, x: Tensor, index: Tensor, ids: Tensor) -> tuple[Tensor, PackedLayout]:
+        """Instance ``b`` of the result is instance ``index[b]``."""
+        begins = self.cu_seqlens.tolist()
+        order = index.tolist()
+        rows = torch.cat([torch.arange(begins[i], begins[i + 1], device=x.device) for i in order])
+        lengths = self.cu_seqlens.diff().index_select(0, index)
+        instance = torch.arange(len(order), device=x.device).repeat_interleave(lengths)
+        layout = self._take(rows, instance, len(order))
+        return x.index_select(0, rows), replace(layout, ids=ids, real=self.real[index])
+
+    def _take(self, rows: Tensor, instance: Tensor, batch_size: int) -> PackedLayout:
+        lengths, cu_seqlens = _lengths(instance, batch_size)
+        return replace(
+            self,
+            lengths=lengths,
+            cu_seqlens=cu_seqlens,
+            instance=instance,
+            source=self.source.index_select(0, rows),
+            protected=self.protected.index_select(0, rows),
+        )
+
+
+def _lengths(instance: Tensor, batch_size: int) -> tuple[tuple[int, ...], Tensor]:
+    counts = torch.bincount(instance, minlength=batch_size)
+    cu_seqlens = torch.zeros(batch_size + 1, dtype=torch.int32, device=instance.device)
+    cu_seqlens[1:] = counts.cumsum(0)
+    return tuple(counts.tolist()), cu_seqlens
+
+
+Layout = PaddedLayout | PackedLayout
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """The tokens of one modality for a batch, and how they lie.
+
+    A policy is written once: per-token values are shaped like ``x`` without its last axis ([B, N] padded, [S] packed), and
+    ``layout`` spreads per-instance values over them and lays them out by original position.
+
+    Attributes:
+        x: Tokens, [B, N, D] padded or [S, D] packed.
+        layout: Which of them are kept, and whose they are.
+    """
+
+    x: Tensor
+    layout: Layout
+
+    @classmethod
+    def start(
+        cls,
+        x: Tensor,
+        *,
+        ids: Tensor,
+        valid: Tensor | None = None,
+        special: Tensor | None = None,
+        guide_index: int | None = 0,
+    ) -> TokenStream:
+        """Wraps the embeddings of a stream, padded.
+
+        Args:
+            x: Tokens, [B, N, D].
+            ids: Stable identity of each instance, long [B].
+            valid: True at real tokens, bool [B, N]; None: all.
+            special: True at tokens that must survive, bool [B, N]; the guide token is protected in any case.
+            guide_index: Position of the guide token, 0 or None.
+
+        Raises:
+            ValueError: If the guide token is not the first one.
+        """
+        if guide_index not in (0, None):
+            raise ValueError(f"guide_index is {guide_index}; expected 0 (the first token speaks for the stream) or None")
+        whole = valid is None
+        valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if valid is None else valid
+        protected = torch.zeros_like(valid) if special is None else special & valid
+        if guide_index is not None:
+            protected = protected.clone()
+            protected[:, guide_index] = True
+        return cls(x, PaddedLayout(valid, valid.to(torch.float32), protected, ids, guide_index, whole))
+
+    def pack(self) -> TokenStream:
+        """The same tokens, packed."""
+        layout = self.layout
+        if isinstance(layout, PackedLayout):
+            return self
+        instance, source = layout.kept_grid().nonzero(as_tuple=True)
+        lengths, cu_seqlens = _lengths(instance, layout.batch_size)
+        packed = PackedLayout(
+            lengths=lengths,
+            cu_seqlens=cu_seqlens,
+            instance=instance,
+            source=source,
+            protected=layout.protected[instance, source],
+            ids=layout.ids,
+            size=layout.gate.shape[1],
+            real=layout.full(),
+            guide_index=layout.guide_index,
+        )
+        return TokenStream(self.x[instance, source], packed)
+
+    def pad(self) -> tuple[Tensor, Tensor]:
+        """The kept tokens as a host's decoder or head expects them.
+
+        Returns:
+            Tokens [B, longest, D] (zeros where there are none) and a bool mask [B, longest].
+        """
+        layout = self.pack().layout
+        assert isinstance(layout, PackedLayout)
+        x = self.pack().x
+        local = torch.arange(x.shape[0], device=x.device) - layout.cu_seqlens[:-1].index_select(0, layout.instance)
+        padded = x.new_zeros(layout.batch_size, max(layout.lengths), x.shape[1])
+        mask = torch.zeros(padded.shape[:2], dtype=torch.bool, device=x.device)
+        padded[layout.instance, local] = x
+        mask[layout.instance, local] = True
+        return padded, mask
+
+    def guide(self) -> Tensor:
+        """The token that speaks for the stream, [B, D]."""
+        return self.layout.guide(self.x)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> TokenStream:
+        """Applies a token-wise function."""
+        return replace(self, x=function(self.x))
+
+    def select(self, keep: Tensor) -> TokenStream:
+        """Drops what is not kept (bool, or float in {0, 1}); protected tokens stay, dropped ones stay dropped."""
+        return TokenStream(*self.layout.select(self.x, keep))
+
+    def expand(self, index: Tensor, ids: Tensor) -> TokenStream:
+        """Repeats instances: instance ``b`` of the result is instance ``index[b]`` of this stream.
+
+        Args:
+            index: long [B].
+            ids: Identities of the result's instances, long [B].
+        """
+        return TokenStream(*self.layout.expand(self.x, index, ids))
+
+
+Streams = Mapping[str, TokenStream]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a policy wants of a layer.
+
+    Attributes:
+        keep: Per stream name, which tokens stay; bool, or float in {0, 1} with a straight-through gradient; shaped like
+            the stream's tokens ([B, N] or [S]). Streams left out stay whole.
+        heads: Per attention name (``'text.self'``), which heads run, [B, H] likewise. Attentions left out run whole.
+    """
+
+    keep: Mapping[str, Tensor] = field(default_factory=dict)
+    heads: Mapping[str, Tensor] = field(default_factory=dict)

@@ -71,19 +71,19 @@ class VisionLanguagePreprocessor(BaseDataPreprocessor):
         images, samples = data["inputs"], data["data_samples"]
         sizes = {tuple(image.shape) for image in images}
         if len(sizes) > 1:
-            raise ValueError(
-                f"images of one batch have the shapes {sorted(sizes)}: expected one; add Resize to the pipeline"
-            )
+            raise ValueError(f"images of one batch have the shapes {sorted(sizes)}: expected one; add Resize to the pipeline")
         questions = [torch.as_tensor(ids, dtype=torch.long) for sample in samples for ids in sample.input_ids]
         input_ids = pad_sequence(questions, batch_first=True, padding_value=self.pad_id)
         text_mask = input_ids != self.pad_id
         special_mask = torch.isin(input_ids, torch.tensor(self.special_ids))
         self._check(questions, text_mask, special_mask)
         counts = torch.tensor([len(sample.input_ids) for sample in samples])
+        # one question an image: no index, so that nothing is gathered
+        shared = torch.arange(len(samples)).repeat_interleave(counts) if (counts > 1).any() else None
         targets = [sample.targets for sample in samples if "targets" in sample]
         inputs = VLMInputs(
             images=self._normalise(self._move(torch.stack(list(images)))),
-            image_index=self._move(torch.arange(len(samples)).repeat_interleave(counts)),
+            image_index=None if shared is None else self._move(shared),
             image_ids=self._move(torch.tensor([sample.image_id for sample in samples])),
             input_ids=self._move(input_ids),
             text_mask=self._move(text_mask),

@@ -1,0 +1,96 @@
+"""Pipeline steps from a data set's record to a model's item."""
+
+import cv2
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform, LoadImageFromFile
+from mmpretrain.structures import DataSample
+
+from smarttrim_mm.datasets.tokenizers import Tokenizer
+from smarttrim_mm.registry import TOKENIZERS, TRANSFORMS
+
+# AssertionError: mmcv's answer to OpenCV's None; SyntaxError: Pillow's answer to a broken PNG chunk
+_UNREADABLE = (OSError, AssertionError, SyntaxError, cv2.error)
+
+
+@TRANSFORMS.register_module()
+class LoadImage(LoadImageFromFile):
+    """mmcv's `LoadImageFromFile` whose errors name the file; like mmcv's, it gives BGR uint8 [height, width, 3].
+
+    It takes the same arguments.
+    """
+
+    def transform(self, results: dict) -> dict:
+        """Adds ``img``, ``img_shape`` and ``ori_shape``.
+
+        Args:
+            results: A record with ``img_path``.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is empty, truncated or no image.
+        """
+        path = results["img_path"]
+        try:
+            return super().transform(results)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"img_path={path!r}: no such file; check the data set's data_root, or fetch its images again"
+            ) from error
+        except _UNREADABLE as error:
+            raise ValueError(
+                f"img_path={path!r} cannot be read ({error}); if the file is truncated or no image, fetch it again"
+            ) from error
+
+
+@TRANSFORMS.register_module()
+class TokenizeQuestions(BaseTransform):
+    """Turns an image's questions into token ids.
+
+    Args:
+        tokenizer: Config of a tokenizer (registry `TOKENIZERS`), or a tokenizer.
+        max_length: Most tokens of a question, begin and end tokens included; a longer question loses its last words.
+    """
+
+    def __init__(self, *, tokenizer: dict | Tokenizer, max_length: int) -> None:
+        self.tokenizer: Tokenizer = TOKENIZERS.build(tokenizer) if isinstance(tokenizer, dict) else tokenizer
+        self.max_length = max_length
+
+    def transform(self, results: dict) -> dict:
+        """Adds ``input_ids``, a list of int lists.
+
+        Args:
+            results: A record with ``questions``.
+        """
+        results["input_ids"] = [self.tokenizer(text, self.max_length).tolist() for text in results["questions"]]
+        return results
+
+
+@TRANSFORMS.register_module()
+class PackVQAInputs(BaseTransform):
+    """Packs a record as a model's item: the image, and a `DataSample` with everything about its questions.
+
+    Token ids stay lists: each tensor that a loader's worker sends costs a file descriptor.
+    """
+
+    def transform(self, results: dict) -> dict:
+        """Packs one image.
+
+        Args:
+            results: A record with ``img`` (uint8 [height, width, 3]), ``img_path``, ``image_id``, ``questions``,
+                ``question_ids`` and ``input_ids``; ``answers`` and ``targets`` where they are known.
+
+        Returns:
+            ``inputs``, uint8 [3, height, width], and ``data_samples``, a `DataSample` with ``image_id``, ``img_path``,
+            ``questions``, ``question_ids`` (long [Q]), ``input_ids`` (Q lists of ids), and where known ``answers``, and
+            ``targets`` (long [Q]).
+        """
+        sample = DataSample()
+        for key in ("image_id", "img_path", "questions", "answers", "input_ids"):
+            if key in results:
+                sample.set_field(results[key], key)
+        for key in ("question_ids", "targets"):
+            if key in results:
+                sample.set_field(torch.tensor(results[key], dtype=torch.long), key)
+        image = np.ascontiguousarray(results["img"].transpose(2, 0, 1))
+        return {"inputs": torch.from_numpy(image), "data_samples": sample}

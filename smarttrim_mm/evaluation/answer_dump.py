@@ -1,0 +1,57 @@
+"""The answers themselves, question by question."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.evaluator import BaseMetric
+
+from smarttrim_mm.registry import METRICS
+
+
+@METRICS.register_module()
+class AnswerDump(BaseMetric):
+    """Collects one record a question of all ranks, in the order of the data set; it measures nothing.
+
+    Attributes:
+        answers: After the evaluation, on the main process: dicts with ``question_id``, ``image_id``, ``question``,
+            ``prediction`` (a class index; ``predicted_answer`` its name, where the data set names its classes), ``score``
+            (its probability, 0-1), and where known ``answer`` and ``multiply_adds``.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.answers: list[dict[str, Any]] = []
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Notes the predictions of a batch, one result an item.
+
+        Args:
+            data_batch: Unused.
+            data_samples: Dicts with ``pred_scores`` [Q, C], ``question_ids`` [Q], ``questions`` and ``image_id``.
+        """
+        classes = (self.dataset_meta or {}).get("classes")
+        for sample in data_samples:
+            scores, predictions = sample["pred_scores"].max(-1)
+            spent = sample.get("trim", {}).get("multiply_adds")
+            records = []
+            for i, prediction in enumerate(predictions.tolist()):
+                record = {
+                    "question_id": int(sample["question_ids"][i]),
+                    "image_id": sample["image_id"],
+                    "question": sample["questions"][i],
+                    "prediction": prediction,
+                    "score": scores[i].item(),
+                }
+                if classes is not None:
+                    record["predicted_answer"] = classes[prediction]
+                if "answers" in sample:
+                    record["answer"] = sample["answers"][i]
+                if spent is not None:
+                    record["multiply_adds"] = float(spent[i])
+                records.append(record)
+            self.results.append(records)
+
+    def compute_metrics(self, results: list[list[dict[str, Any]]]) -> dict[str, float]:
+        """Keeps the records of all ranks; there is no metric."""
+        self.answers = [record for records in results for record in records]
+        return {}

@@ -1,0 +1,91 @@
+"""What a trimmed model spends, and how that spreads over instances and layers."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.evaluator import BaseMetric
+
+from smarttrim_mm.registry import METRICS
+
+_MILLION = 1e6
+_RATIOS = ("kept/", "heads/")
+
+
+@METRICS.register_module()
+class ComputeReport(BaseMetric):
+    """Multiply-adds per image-question pair (in M) and kept ratios (0-1), from the ``trim`` of a model's predictions.
+
+    Metrics: ``multiply_adds`` (mean over pairs of what the decisions leave), its spread ``multiply_adds_p05``,
+    ``multiply_adds_p95`` and ``multiply_adds_std``; ``dense_multiply_adds``; ``executed_multiply_adds`` (what really
+    ran); ``speedup`` (dense mean / decided mean, of the whole model); ``kept/<step>/<stream>`` and
+    ``heads/<step>/<attention>``.
+
+    Args:
+        out_file: Also write them to this file as JSON, with the number of pairs and the units; None: do not.
+        prefix: Prefix of the metrics' names.
+        **kwargs: Further arguments of mmengine's `BaseMetric`.
+    """
+
+    default_prefix = "compute"
+
+    def __init__(self, *, out_file: str | None = None, prefix: str | None = None, **kwargs: Any) -> None:
+        super().__init__(prefix=prefix, **kwargs)
+        self.out_file = out_file
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Keeps the numbers of a batch, one result an item.
+
+        Args:
+            data_batch: Unused.
+            data_samples: Dicts with ``trim``: per name a tensor [Q], one value a question.
+
+        Raises:
+            ValueError: If a sample has no ``trim``.
+        """
+        for sample in data_samples:
+            if "trim" not in sample:
+                raise ValueError(
+                    f"the prediction of image {sample.get('image_id')} has {sorted(sample)} but no 'trim': "
+                    "ComputeReport expects a TrimmedVLM; take it out of the evaluator for other models"
+                )
+            self.results.append({name: value.detach().double().cpu().numpy() for name, value in sample["trim"].items()})
+
+    def compute_metrics(self, results: list[dict[str, np.ndarray]]) -> dict[str, float]:
+        """Averages over pairs (not over items, which have different numbers of them).
+
+        Args:
+            results: For each item, per name its values [Q].
+
+        Returns:
+            The metrics named in the class's docstring.
+        """
+        values = {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+        decided = values["multiply_adds"] / _MILLION
+        dense = values["dense_multiply_adds"] / _MILLION
+        metrics = {
+            "multiply_adds": decided.mean(),
+            "multiply_adds_p05": np.percentile(decided, 5),
+            "multiply_adds_p95": np.percentile(decided, 95),
+            "multiply_adds_std": decided.std(),
+            "dense_multiply_adds": dense.mean(),
+            "executed_multiply_adds": values["executed_multiply_adds"].mean() / _MILLION,
+            "speedup": dense.mean() / decided.mean(),
+        }
+        metrics |= {name: value.mean() for name, value in values.items() if name.startswith(_RATIOS)}
+        metrics = {name: float(value) for name, value in metrics.items()}
+        if self.out_file is not None:
+            self._write(Path(self.out_file), metrics, pairs=len(decided))
+        return metrics
+
+    def _write(self, path: Path, metrics: dict[str, float], pairs: int) -> None:
+        ratios = {
+            prefix[:-1]: {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+            for prefix in _RATIOS
+        }
+        whole = {name: value for name, value in metrics.items() if not name.startswith(_RATIOS)}
+        units = "multiply-adds in M per image-question pair, unshared; ratios in 0-1"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"pairs": pairs, "units": units, **whole, **ratios}, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,84 @@
+import pytest
+import torch
+from mmpretrain.structures import DataSample
+
+from smarttrim_mm.models.data_preprocessor import VisionLanguagePreprocessor
+
+
+def item(
+    image_id: int, input_ids: list[list[int]], size: tuple[int, int] = (2, 3), value: int = 0, targets: bool = True
+) -> dict:
+    sample = DataSample()
+    sample.set_field(image_id, "image_id")
+    sample.set_field(input_ids, "input_ids")
+    sample.set_field(torch.arange(len(input_ids)) + 10 * image_id, "question_ids")
+    if targets:
+        sample.set_field(torch.full((len(input_ids),), image_id), "targets")
+    return {"inputs": torch.full((3, *size), value, dtype=torch.uint8), "data_samples": sample}
+
+
+def batch(*items: dict) -> dict:
+    return {key: [one[key] for one in items] for key in ("inputs", "data_samples")}
+
+
+def test_images_with_several_questions_become_pairs():
+    data = batch(item(7, [[0, 5, 2], [0, 5, 6, 2]]), item(3, [[0, 8, 2]]))
+    result = VisionLanguagePreprocessor()(data)
+    inputs = result["inputs"]
+    assert result["data_samples"] is data["data_samples"]
+    assert inputs.images.shape == (2, 3, 2, 3)
+    assert inputs.image_index.tolist() == [0, 0, 1] and inputs.image_ids.tolist() == [7, 3]
+    assert inputs.input_ids.tolist() == [[0, 5, 2, 1], [0, 5, 6, 2], [0, 8, 2, 1]]
+    assert inputs.text_mask.tolist() == [[True] * 3 + [False], [True] * 4, [True] * 3 + [False]]
+    assert inputs.special_mask.tolist() == [
+        [True, False, True, False],
+        [True, False, False, True],
+        [True, False, True, False],
+    ]
+    assert inputs.sample_ids.tolist() == [70, 71, 30] and inputs.targets.tolist() == [7, 7, 3]
+
+
+def test_pixels_are_normalised_as_rgb():
+    data = batch(item(0, [[0, 2]]))
+    data["inputs"][0][0] = 255  # blue: mmcv loads BGR
+    images = VisionLanguagePreprocessor(mean=[51, 0, 0], std=[51, 1, 255])(data)["inputs"].images
+    assert images[0, :, 0, 0].tolist() == [-1.0, 0.0, 1.0]
+    images = VisionLanguagePreprocessor(to_rgb=False)(data)["inputs"].images
+    assert images[0, :, 0, 0].tolist() == [1.0, -1.0, -1.0]
+
+
+def test_targets_may_be_unknown():
+    assert VisionLanguagePreprocessor()(batch(item(0, [[0, 2]], targets=False)))["inputs"].targets is None
+
+
+def test_everything_follows_the_device():
+    inputs = VisionLanguagePreprocessor().to("meta")(batch(item(0, [[0, 2]])))["inputs"]
+    assert {value.device.type for value in vars(inputs).values()} == {"meta"}
+
+
+def test_buffers_stay_out_of_checkpoints():
+    assert not VisionLanguagePreprocessor().state_dict()
+
+
+def test_images_of_different_sizes():
+    with pytest.raises(ValueError, match=r"\[\(3, 2, 3\), \(3, 4, 4\)\]: expected one; add Resize"):
+        VisionLanguagePreprocessor()(batch(item(0, [[0, 2]]), item(1, [[0, 2]], size=(4, 4))))
+
+
+@pytest.mark.parametrize("input_ids", [[101, 5, 102], [0, 5, 6], [0, 1, 2]])
+def test_ids_of_another_tokenizer(input_ids):
+    with pytest.raises(ValueError, match=rf"input_ids \[{input_ids[0]}, .*special_ids=\(0, 2\).*pad_id=1"):
+        VisionLanguagePreprocessor()(batch(item(0, [[0, 4, 2], input_ids])))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mean": [0.5] * 3}, r"mean=\[0.5, 0.5, 0.5\]: expected the scale of the pixels, 0-255"),
+        ({"std": [1.0]}, r"std=\[1.0\]: expected three numbers"),
+        ({"std": [1, 0, 1]}, r"std=\[1, 0, 1\]: expected positive"),
+    ],
+)
+def test_bad_normalisation(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        VisionLanguagePreprocessor(**arguments)

@@ -1,0 +1,61 @@
+import pickle
+
+import pytest
+import torch
+from mmengine.dataset import Compose
+
+from smarttrim_mm.datasets.easy_vqa import EasyVQA
+from smarttrim_mm.datasets.transforms import LoadImage, PackVQAInputs, TokenizeQuestions
+
+TOKENIZER = {"type": "WordTokenizer", "words": ["is", "there", "a", "circle", "?"]}
+
+
+def test_pipeline_packs_one_image_with_its_questions(make_root):
+    steps = [LoadImage(), TokenizeQuestions(tokenizer=TOKENIZER, max_length=16), PackVQAInputs()]
+    item = EasyVQA(split="test", data_root=make_root(), pipeline=steps)[2]
+    assert item["inputs"].dtype == torch.uint8 and item["inputs"].shape == (3, 4, 6)
+    assert item["inputs"][:, 0, 0].tolist() == [0, 100, 202]  # BGR
+    sample = item["data_samples"]
+    assert (sample.image_id, sample.questions[0], sample.answers) == (2, "is there a circle?", ["no", "no"])
+    assert sample.input_ids == [[0, 4, 5, 6, 7, 8, 2], [0, 4, 5, 6, 3, 8, 2]]
+    assert sample.question_ids.tolist() == [1_000_004, 1_000_005] and sample.targets.tolist() == [3, 3]
+    assert sample.img_path.endswith("test/images/2.png")
+    assert pickle.loads(pickle.dumps(sample)).input_ids == sample.input_ids
+
+
+def test_answers_may_be_unknown():
+    record = {
+        "img": torch.zeros(4, 6, 3, dtype=torch.uint8).numpy(),
+        "questions": ["a?"],
+        "question_ids": [7],
+        "image_id": 1,
+    }
+    sample = Compose([TokenizeQuestions(tokenizer=TOKENIZER, max_length=4), PackVQAInputs()])(record)["data_samples"]
+    assert "targets" not in sample and "answers" not in sample and sample.input_ids == [[0, 6, 8, 2]]
+
+
+@pytest.mark.parametrize("backend", ["pillow", "cv2"])
+@pytest.mark.parametrize("content", ["half", "empty", "text"])
+def test_unreadable_image_names_the_file(make_root, tmp_path, backend, content):
+    make_root()
+    whole = (tmp_path / "test/images/0.png").read_bytes()
+    path = tmp_path / "broken.png"
+    path.write_bytes({"half": whole[: len(whole) // 2], "empty": b"", "text": b"<html>not found</html>"}[content])
+    with pytest.raises(ValueError, match=f"(?s)img_path='{path}' cannot be read .*fetch it again"):
+        LoadImage(imdecode_backend=backend)({"img_path": str(path)})
+
+
+@pytest.mark.parametrize("backend", ["pillow", "cv2"])
+def test_damaged_image_names_the_file(make_root, tmp_path, backend):
+    make_root()
+    path = tmp_path / "test/images/0.png"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IDAT") + 6] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"img_path='{path}' cannot be read"):
+        LoadImage(imdecode_backend=backend)({"img_path": str(path)})
+
+
+def test_missing_image_names_the_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"img_path='{tmp_path}/no.png': no such file; check .* data_root"):
+        LoadImage()({"img_path": f"{tmp_path}/no.png"})

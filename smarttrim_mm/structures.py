@@ -297,20 +297,23 @@ class TokenStream:
         layout = self.layout
         if isinstance(layout, PackedLayout):
             return self
-        instance, source = layout.kept_grid().nonzero(as_tuple=True)
+        flat = layout.kept_grid().flatten().nonzero().squeeze(1)
+        size = layout.gate.shape[1]
+        instance = flat // size
         lengths, cu_seqlens = _lengths(instance, layout.batch_size)
         packed = PackedLayout(
             lengths=lengths,
             cu_seqlens=cu_seqlens,
             instance=instance,
-            source=source,
-            protected=layout.protected[instance, source],
+            source=flat % size,
+            protected=layout.protected.flatten().index_select(0, flat),
             ids=layout.ids,
-            size=layout.gate.shape[1],
+            size=size,
             real=layout.full(),
             guide_index=layout.guide_index,
         )
-        return TokenStream(self.x[instance, source], packed)
+        x = self.x.flatten(0, 1)
+        return TokenStream(x if layout.whole else x.index_select(0, flat), packed)
 
     def pad(self) -> tuple[Tensor, Tensor]:
         """The kept tokens as a host's decoder or head expects them.

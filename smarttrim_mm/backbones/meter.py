@@ -9,7 +9,6 @@ policy.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -96,8 +95,8 @@ class METER(nn.Module):
         super().__init__()
         if text_first and share_images:
             raise ValueError(
-                "text_first=True and share_images=True exclude each other: an image encoding that the text has guided belongs to "
-                "that text alone. Leave share_images out, or set text_first=False."
+                "text_first=True and share_images=True exclude each other: an image encoding that the text has guided belongs "
+                "to that text alone. Leave share_images out, or set text_first=False."
             )
         self.text_first = text_first
         self.share_images = not text_first if share_images is None else share_images
@@ -144,13 +143,10 @@ class METER(nn.Module):
         """Views of all layers by stage, in the order of execution."""
         text = [
             LayerStep(f"text.{i}", {"text": _bert_view(layer, "text", None)})
-            for i, layer in enumerate(self.text_transformer.encoder.layer)
+            for i, layer in enumerate(list(self.text_transformer.encoder.layer))
         ]
         guides = {"text": self.text_transformer.config.hidden_size} if self.text_first else {}
-        image = [
-            LayerStep(f"image.{i}", {"image": _clip_view(block)}, guides)
-            for i, block in enumerate(self.trunk.transformer.resblocks)
-        ]
+        image = [LayerStep(f"image.{i}", {"image": _clip_view(block)}, guides) for i, block in enumerate(self.trunk.blocks)]
         fusion = [
             LayerStep(f"fusion.{i}", {"text": _bert_view(t, "text", "image"), "image": _bert_view(v, "image", "text")})
             for i, (t, v) in enumerate(zip(self.cross_modal_text_layers, self.cross_modal_image_layers, strict=True))
@@ -186,7 +182,10 @@ class METER(nn.Module):
         streams = execution.run(self.steps["fusion"], streams)
         for module in (self.cross_modal_text_pooler, self.cross_modal_image_pooler, self.head):
             execution.linear(sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear)))
-        pooled = [self.cross_modal_text_pooler(streams["text"].guide()), self.cross_modal_image_pooler(streams["image"].guide())]
+        pooled = [
+            self.cross_modal_text_pooler(streams["text"].guide()),
+            self.cross_modal_image_pooler(streams["image"].guide()),
+        ]
         return self.head(torch.cat(pooled, -1))
 
     def embed_text(self, inputs: VLMInputs) -> TokenStream:
@@ -249,7 +248,7 @@ def _clip_view(block: Block) -> LayerView:
     return LayerView((attention,), mlp, pre_norm=True, owner=block)
 
 
-def _bert_view(layer: nn.Module, stream: str, other: str | None) -> LayerView:
+def _bert_view(layer: Any, stream: str, other: str | None) -> LayerView:
     attentions = [_bert_attention(layer.attention, f"{stream}.self", stream)]
     if other is not None:
         attentions.append(_bert_attention(layer.crossattention, f"{stream}.cross", other))

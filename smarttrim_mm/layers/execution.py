@@ -57,15 +57,15 @@ class Execution:
         Returns:
             The streams after the stage.
         """
-        streams = dict(streams)
+        current = dict(streams)
         for step in steps:
             record: StepRecord
             if self.checkpoint_layers:
-                streams, record = checkpoint(run_layer, step, streams, self.policy, guides, use_reentrant=False)
+                current, record = checkpoint(run_layer, step, current, self.policy, guides, use_reentrant=False)
             else:
-                streams, record = run_layer(step, streams, self.policy, guides)
-            self.record.entries.append(replace(record, rows=rows) if rows is not None else record)
-        return streams
+                current, record = run_layer(step, current, self.policy, guides)
+            self.record.entries.append(replace(record, rows=rows))
+        return current
 
     def linear(self, multiply_adds: int, name: str | None = None, stream: TokenStream | None = None) -> None:
         """Records a linear map outside the layers.

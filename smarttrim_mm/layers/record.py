@@ -139,8 +139,10 @@ class TrimRecord:
         """Compute of the same model on every real token with every head, without a policy, per pair, fp32 [B]."""
         total = torch.zeros_like(self.sample_ids, dtype=torch.float32)
         for entry in self.entries:
-            linear = isinstance(entry, LinearRecord)
-            cost = entry.cost(lambda layout: layout.full(), self.sample_ids) if linear else entry.dense()
+            if isinstance(entry, LinearRecord):
+                cost = entry.cost(lambda layout: layout.full(), self.sample_ids)
+            else:
+                cost = entry.dense()
             total = total + _per_pair(cost, entry.rows)
         return total
 

@@ -108,8 +108,8 @@ def check_reachable(record: TrimRecord, speedup: float) -> None:
     most = float((record.dense_multiply_adds().mean() / record.least_multiply_adds().mean()).detach())
     if speedup > most:
         raise ValueError(
-            f"speedup is {speedup}, but with this model and policy trimming reaches at most {most:.2f} (only protected tokens and "
-            "no trimmed head left, the trimmers counted). Lower the target, or let the policy trim more layers and streams."
+            f"speedup is {speedup}, but with this model and policy trimming reaches at most {most:.2f} (only protected tokens "
+            "and no trimmed head left, the trimmers counted). Lower the target, or let the policy trim more layers and streams."
         )
 
 

@@ -35,7 +35,9 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], prefix:
             logger="current",
         )
     problems = _list("missing", own.keys() - theirs.keys()) + _list("unexpected", theirs.keys() - own.keys())
-    mismatched = [f"{key} {theirs[key]}, the model's {own[key]}" for key in own.keys() & theirs.keys() if own[key] != theirs[key]]
+    mismatched = [
+        f"{key} {theirs[key]}, the model's {own[key]}" for key in own.keys() & theirs.keys() if own[key] != theirs[key]
+    ]
     problems += _list("of another shape", mismatched)
     if problems:
         raise ValueError(

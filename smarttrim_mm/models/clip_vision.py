@@ -1,5 +1,7 @@
 """The vision trunk of METER: CLIP's ViT under the parameter names of the public checkpoints."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
@@ -82,7 +84,9 @@ class ClipVision(nn.Module):
     ) -> None:
         super().__init__()
         if image_size % patch_size:
-            raise ValueError(f"image_size is {image_size}, which patch_size {patch_size} does not divide; expected a multiple of it")
+            raise ValueError(
+                f"image_size is {image_size}, which patch_size {patch_size} does not divide; expected a multiple of it"
+            )
         if width % heads:
             raise ValueError(f"width is {width}, which {heads} heads do not divide; expected a multiple of it")
         self.image_size = image_size
@@ -91,17 +95,22 @@ class ClipVision(nn.Module):
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty(self.grid**2 + 1, width))
         self.ln_pre = nn.LayerNorm(width)
-        self.transformer = nn.Module()
-        self.transformer.resblocks = nn.ModuleList(Block(width, heads, int(width * mlp_ratio)) for _ in range(layers))
+        blocks = nn.ModuleList(Block(width, heads, int(width * mlp_ratio)) for _ in range(layers))
+        self.transformer = nn.ModuleDict({"resblocks": blocks})
         self.ln_post = nn.LayerNorm(width)
         self.reset_parameters()
 
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks, first to last."""
+        return list(cast(nn.ModuleList, self.transformer["resblocks"]))  # type: ignore[arg-type]
+
     def reset_parameters(self) -> None:
         """Initialises as CLIP does: standard deviations by width and depth."""
-        width, layers = self.conv1.out_channels, len(self.transformer.resblocks)
+        width, layers = self.conv1.out_channels, len(self.blocks)
         nn.init.normal_(self.class_embedding, std=width**-0.5)
         nn.init.normal_(self.positional_embedding, std=width**-0.5)
-        for block in self.transformer.resblocks:
+        for block in self.blocks:
             nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
             nn.init.normal_(block.attn.out_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
@@ -121,8 +130,8 @@ class ClipVision(nn.Module):
         """
         if images.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
-                f"images are {tuple(images.shape[-2:])} pixels; expected ({self.image_size}, {self.image_size}). Resize them in the "
-                "data pipeline, or set the backbone's image_size."
+                f"images are {tuple(images.shape[-2:])} pixels; expected {self.image_size} by {self.image_size}. Resize them in "
+                "the data pipeline, or set the backbone's image_size."
             )
         x = self.conv1(images).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], 1)
@@ -131,6 +140,6 @@ class ClipVision(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """The host's own dense forward: [I, 3, image_size, image_size] -> [I, P + 1, D]."""
         x = self.embed(images)
-        for block in self.transformer.resblocks:
+        for block in self.blocks:
             x = block(x)
         return self.ln_post(x)

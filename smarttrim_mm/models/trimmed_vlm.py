@@ -46,7 +46,7 @@ class TrimmedVLM(BaseModel):
         *,
         backbone: Mapping[str, Any],
         policy: Mapping[str, Any],
-        task_loss: Mapping[str, Any] = {"type": "AnswerCrossEntropy"},  # noqa: B006  (read only)
+        task_loss: Mapping[str, Any] = {"type": "AnswerCrossEntropy"},
         distillation: Mapping[str, Any] | None = None,
         budget: Mapping[str, Any] | None = None,
         checkpoint_layers: bool = False,

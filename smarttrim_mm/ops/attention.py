@@ -88,15 +88,16 @@ def _attend_each(
     for b, (n, m) in enumerate(zip(lengths_q, lengths_k, strict=True)):
         rows_q, rows_k = slice(begin_q, begin_q + n), slice(begin_k, begin_k + m)
         begin_q, begin_k = begin_q + n, begin_k + m
-        parts = [q[rows_q], k[rows_k], v[rows_k]]
+        parts = (q[rows_q], k[rows_k], v[rows_k])
         on = None if heads is None else heads[b].nonzero().squeeze(1)
         if on is not None and len(on) == q.shape[1]:
             on = None
         if on is not None:
             if len(on) == 0:
                 continue
-            parts = [part.index_select(1, on) for part in parts]
-        result = scaled_dot_product_attention(*(part.transpose(0, 1).unsqueeze(0) for part in parts))
+            parts = (parts[0].index_select(1, on), parts[1].index_select(1, on), parts[2].index_select(1, on))
+        one_q, one_k, one_v = (part.transpose(0, 1).unsqueeze(0) for part in parts)
+        result = scaled_dot_product_attention(one_q, one_k, one_v)
         result = result.squeeze(0).transpose(0, 1)
         executed += 2 * n * m * result.shape[1] * result.shape[2]
         if on is None:
@@ -125,9 +126,8 @@ def _attend_padded(
     else:  # an (instance, head) pair that is on is one sequence
         if mask is not None:
             mask = mask.squeeze(1).index_select(0, pairs // q.shape[1]).unsqueeze(1)
-        part = scaled_dot_product_attention(
-            *(t.flatten(0, 1).index_select(0, pairs).unsqueeze(1) for t in (q, k, v)), attn_mask=mask
-        )
+        on_q, on_k, on_v = (t.flatten(0, 1).index_select(0, pairs).unsqueeze(1) for t in (q, k, v))
+        part = scaled_dot_product_attention(on_q, on_k, on_v, attn_mask=mask)
         out = q.new_zeros(q.shape)  # zeros_like would keep the strides of a transposed view
         out.view(-1, n, q.shape[-1]).index_copy_(0, pairs, part.squeeze(1))
         executed = 2 * len(pairs) * n * m * q.shape[-1]

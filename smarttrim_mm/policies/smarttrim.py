@@ -42,8 +42,8 @@ class SmartTrim(Policy):
         self,
         *,
         steps: Sequence[LayerStep],
-        token_trimmer: Mapping[str, Any] | None = {"type": "TokenTrimmer"},  # noqa: B006  (read only)
-        head_trimmer: Mapping[str, Any] | None = {"type": "HeadTrimmer"},  # noqa: B006
+        token_trimmer: Mapping[str, Any] | None = {"type": "TokenTrimmer"},
+        head_trimmer: Mapping[str, Any] | None = {"type": "HeadTrimmer"},
         streams: Sequence[str] = ("image", "text"),
         token_layers: Mapping[str, Sequence[int]] | None = None,
         head_layers: Mapping[str, Sequence[int]] | None = None,
@@ -59,19 +59,19 @@ class SmartTrim(Policy):
         unknown = sorted(set(streams) - {name for step in steps for name in step.layers})
         if unknown:
             raise ValueError(f"streams holds {unknown}; this backbone has {sorted({n for s in steps for n in s.layers})}")
-        chosen_tokens = _chosen(steps, token_layers if token_trimmer else {s.stage: [] for s in steps}, "token_layers")
-        chosen_heads = _chosen(steps, head_layers if head_trimmer else {s.stage: [] for s in steps}, "head_layers")
+        chosen_tokens = _chosen(steps, token_layers, "token_layers") if token_trimmer else set()
+        chosen_heads = _chosen(steps, head_layers, "head_layers") if head_trimmer else set()
         self.token_trimmers, self.head_trimmers = nn.ModuleDict(), nn.ModuleDict()
         for step in steps:
             widths = step.widths()
             for name, layer in step.layers.items():
                 if step.name in chosen_tokens and name in streams:
-                    config = {**token_trimmer, "width": layer.width, "own": name, "guides": widths}
-                    self.token_trimmers[_key(step, name)] = TRIMMERS.build(config | {"stable_init": stable_init})
+                    sizes = {"width": layer.width, "own": name, "guides": widths, "stable_init": stable_init}
+                    self.token_trimmers[_key(step, name)] = TRIMMERS.build({**(token_trimmer or {}), **sizes})
                 for view in layer.attentions if step.name in chosen_heads else ():
                     served = {stream: widths[stream] for stream in dict.fromkeys((name, view.reads))}
-                    config = {**head_trimmer, "heads": view.heads, "guides": served}
-                    self.head_trimmers[_key(step, view.name)] = TRIMMERS.build(config | {"stable_init": stable_init})
+                    sizes = {"heads": view.heads, "guides": served, "stable_init": stable_init}
+                    self.head_trimmers[_key(step, view.name)] = TRIMMERS.build({**(head_trimmer or {}), **sizes})
 
     def before_layer(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> Decision:
         at_hand = {**guides, **{name: stream.guide() for name, stream in streams.items()}}
@@ -99,8 +99,10 @@ class SmartTrim(Policy):
         streams, attentions = self.trims(step)
         total: Tensor = torch.zeros_like(next(iter(counts.values())))
         for name in sorted(streams):
-            total = total + self.token_trimmers[_key(step, name)].multiply_adds(counts[name])
-        return total + sum(self.head_trimmers[_key(step, name)].multiply_adds() for name in attentions)
+            trimmer: Any = self.token_trimmers[_key(step, name)]
+            total = total + trimmer.multiply_adds(counts[name])
+        head_trimmers: list[Any] = [self.head_trimmers[_key(step, name)] for name in attentions]
+        return total + sum(trimmer.multiply_adds() for trimmer in head_trimmers)
 
     def _gate(self, logits: Tensor) -> Tensor:
         return gumbel_keep(logits, self.temperature) if self.training else threshold_keep(logits, self.threshold)

@@ -12,6 +12,16 @@ from smarttrim_mm.structures import TokenStream
 SCORES = ("local", "self", "cross")
 
 
+class Query(nn.Linear):
+    """Projects a guide token, normalised so that the scale of a host's stream does not set that of the logits."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__(width, rank, bias=False)
+
+    def forward(self, guide: Tensor) -> Tensor:
+        return super().forward(layer_norm(guide, (self.in_features,)))
+
+
 @TRIMMERS.register_module()
 class TokenTrimmer(nn.Module):
     """Local plus global scores: an MLP on LN(x), and bilinear similarities with the guide tokens.
@@ -64,11 +74,12 @@ class TokenTrimmer(nn.Module):
         self.fc1 = nn.Linear(width, hidden) if "local" in scores else None
         self.fc2 = nn.Linear(hidden, 1, bias=False) if "local" in scores else None
         self.key = nn.Linear(width, rank, bias=False) if wanted else None
-        self.query = nn.ModuleDict({name: nn.Linear(guides[name], rank, bias=False) for name in wanted})
+        self.query = nn.ModuleDict({name: Query(guides[name], rank) for name in wanted})
         self.bias = nn.Parameter(torch.tensor(keep_bias if stable_init else 0.0))
         if stable_init:  # the last map of each score starts at 0, the others do not, so that gradients flow
-            for linear in (*self.query.values(), *([self.fc2] if self.fc2 is not None else [])):
-                nn.init.zeros_(linear.weight)
+            last = [*self.query.parameters(), *(self.fc2.parameters() if self.fc2 is not None else [])]
+            for weight in last:
+                nn.init.zeros_(weight)
 
     def forward(self, stream: TokenStream, guides: Mapping[str, Tensor]) -> Tensor:
         """Scores every token.
@@ -85,8 +96,7 @@ class TokenTrimmer(nn.Module):
         if self.fc1 is not None and self.fc2 is not None:
             logits = logits + self.fc2(gelu(self.fc1(x))).squeeze(-1).float()
         if self.key is not None:
-            # [B, rank], normalised so that the scale of a host's stream does not set that of the logits
-            query = sum(proj(layer_norm(guides[name], (proj.in_features,))) for name, proj in self.query.items())
+            query = torch.stack([project(guides[name]) for name, project in self.query.items()]).sum(0)  # [B, rank]
             direction = query @ self.key.weight * self.rank**-0.5  # [B, D]
             logits = logits + (x * stream.layout.per_token(direction)).sum(-1).float()
         return logits.expand(stream.x.shape[:-1])
@@ -97,5 +107,5 @@ class TokenTrimmer(nn.Module):
         per_instance = 0
         if self.key is not None:
             per_token += self.width
-            per_instance = self.key.weight.numel() + sum(proj.weight.numel() for proj in self.query.values())
+            per_instance = self.key.weight.numel() + sum(weight.numel() for weight in self.query.parameters())
         return tokens * per_token + per_instance

@@ -1,0 +1,26 @@
+# METER's fine-tuning recipe for VQAv2 (arXiv 2111.02387): AdamW, batch 512, head x50 and fusion x5 the learning rate, 10 %
+# warm-up, linear decay to 0.
+max_iters = 10_000
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=1000)
+val_cfg = dict(type="ValLoop")
+test_cfg = dict(type="TestLoop")
+
+optim_wrapper = dict(
+    type="OptimWrapper",
+    optimizer=dict(type="AdamW", lr=5e-6, betas=(0.9, 0.98), weight_decay=0.01),
+    paramwise_cfg=dict(
+        norm_decay_mult=0.0,
+        bias_decay_mult=0.0,
+        custom_keys={
+            "cross_modal": dict(lr_mult=5.0),
+            "token_type_embeddings": dict(lr_mult=5.0),
+            "vqa_classifier": dict(lr_mult=50.0),
+            "policy.": dict(lr_mult=50.0, decay_mult=0.0),
+        },
+    ),
+)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=1e-3, by_epoch=False, end=max_iters // 10),
+    dict(type="PolyLR", power=1.0, eta_min=0.0, by_epoch=False, begin=max_iters // 10, end=max_iters),
+]
+auto_scale_lr = dict(base_batch_size=512)

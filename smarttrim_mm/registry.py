@@ -8,6 +8,7 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Iterable
+from types import ModuleType
 from typing import Any
 
 from mmengine import registry as _mm
@@ -42,7 +43,7 @@ class Registry(_mm.Registry):
             found = super().get(key)
         except RuntimeError:  # mmengine's answer to a dotted name that cannot be imported
             found = None
-        if found is None:
+        if found is None or isinstance(found, ModuleType):  # mmengine imports 'random' as Python's module of that name
             raise KeyError(self._unknown(key))
         return found
 

@@ -18,6 +18,8 @@ class AnswerDump(BaseMetric):
             (its probability, 0-1), and where known ``answer`` and ``multiply_adds``.
     """
 
+    default_prefix = "answers"
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.answers: list[dict[str, Any]] = []

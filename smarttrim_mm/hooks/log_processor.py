@@ -1,0 +1,90 @@
+"""Console lines in which the kept ratios of all layers stay readable."""
+
+import re
+from itertools import groupby
+from typing import Any
+
+from mmengine.runner import LogProcessor, Runner
+
+from smarttrim_mm.registry import LOG_PROCESSORS
+
+_RATIO = re.compile(r"(?:^|/)(kept|heads)/([^/\s]+)/([^/\s]+)$")
+_PRINTED_RATIO = re.compile(r"(?:\S+/)?(?:kept|heads)/[^/\s]+/[^/\s]+: \S+ *")
+
+
+@LOG_PROCESSORS.register_module()
+class TrimLogProcessor(LogProcessor):
+    """mmengine's ``LogProcessor`` that prints the ratios of all layers in one short list.
+
+    ``kept/image.0/image: 1.0000  kept/image.1/image: 0.9712 ...`` becomes ``kept image 1.00 .97 | heads .98``. Only the
+    line is short: the visualizer's backends get each scalar by its own name.
+
+    Args:
+        mean_pattern: Regular expression of the scalars that are averaged over the last ``window_size`` iterations.
+        **kwargs: Arguments of mmengine's ``LogProcessor``; ``by_epoch`` is False unless given.
+    """
+
+    def __init__(
+        self,
+        mean_pattern: str = r".*(loss|time|grad_norm|accuracy|speedup|multiply_adds|kept/|heads/).*",
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("by_epoch", False)
+        super().__init__(mean_pattern=mean_pattern, **kwargs)
+
+    def get_log_after_iter(self, runner: Runner, batch_idx: int, mode: str) -> tuple[dict, str]:
+        tag, line = super().get_log_after_iter(runner, batch_idx, mode)
+        return tag, shorten(line, tag)
+
+    def get_log_after_epoch(self, runner: Runner, batch_idx: int, mode: str, with_non_scalar: bool = False) -> tuple[dict, str]:
+        tag, line = super().get_log_after_epoch(runner, batch_idx, mode, with_non_scalar)
+        return tag, shorten(line, tag)
+
+
+def shorten(line: str, scalars: dict[str, Any]) -> str:
+    """Replaces the ratios printed in a log line by one list at its end.
+
+    Args:
+        line: The line.
+        scalars: The scalars that it prints, by name.
+
+    Returns:
+        The line; unchanged if it prints no ratio.
+    """
+    short, removed = _PRINTED_RATIO.subn("", line)
+    return f"{short.rstrip()}  {summarise_ratios(scalars)}" if removed else line
+
+
+def summarise_ratios(scalars: dict[str, Any]) -> str:
+    """Lists kept ratios in the order of the layers.
+
+    Args:
+        scalars: By name; ``kept/<step>/<stream>`` and ``heads/<step>/<attention>`` are ratios in 0-1, others are ignored.
+
+    Returns:
+        For instance ``kept image 1.00x2 .97 | text 1.00 | fusion.image .85 | heads .98``; the heads' is a mean.
+    """
+    kept: dict[str, list[float]] = {}
+    heads: list[float] = []
+    for name, value in scalars.items():
+        match = _RATIO.search(name)
+        if match is None:
+            continue
+        kind, step, owner = match.groups()
+        if kind == "heads":
+            heads.append(float(value))
+        else:
+            stage = step.split(".")[0]
+            kept.setdefault(owner if owner == stage else f"{stage}.{owner}", []).append(float(value))
+    parts = [f"{name} {_runs(values)}" for name, values in kept.items()]
+    line = f"kept {' | '.join(parts)}" if parts else ""
+    return " | ".join(filter(None, [line, f"heads {_ratio(sum(heads) / len(heads))}" if heads else ""]))
+
+
+def _runs(values: list[float]) -> str:
+    counted = [(text, len(list(run))) for text, run in groupby(map(_ratio, values))]
+    return " ".join(text if count == 1 else f"{text}x{count}" for text, count in counted)
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}".removeprefix("0") if 0 <= value < 1 else f"{value:.2f}"

@@ -96,6 +96,10 @@ class PaddedLayout:
         """Protected tokens per instance, fp32 [B]."""
         return self.protected.sum(1, dtype=torch.float32)
 
+    def held(self) -> Tensor:
+        """Tokens per instance that layers are run on, dropped ones and padding included, fp32 [B]."""
+        return torch.full_like(self.ids, self.gate.shape[1], dtype=torch.float32)
+
     def kept_grid(self) -> Tensor:
         """True at the kept original positions, bool [B, N]."""
         return self.gate > 0
@@ -176,6 +180,10 @@ class PackedLayout:
     def floor(self) -> Tensor:
         """Protected tokens per instance, fp32 [B]."""
         return torch.bincount(self.instance, weights=self.protected, minlength=self.batch_size).to(torch.float32)
+
+    def held(self) -> Tensor:
+        """Tokens per instance that layers are run on, fp32 [B]: those that are kept."""
+        return self.counts()
 
     def kept_grid(self) -> Tensor:
         """True at the kept original positions, bool [B, N]."""
@@ -342,6 +350,10 @@ class TokenStream:
     def select(self, keep: Tensor) -> TokenStream:
         """Drops what is not kept (bool, or float in {0, 1}); protected tokens stay, dropped ones stay dropped."""
         return TokenStream(*self.layout.select(self.x, keep))
+
+    def with_ids(self, ids: Tensor) -> TokenStream:
+        """The same tokens under other identities, long [B]."""
+        return replace(self, layout=replace(self.layout, ids=ids))
 
     def expand(self, index: Tensor, ids: Tensor) -> TokenStream:
         """Repeats instances: instance ``b`` of the result is instance ``index[b]`` of this stream.

@@ -124,6 +124,38 @@ class METER(nn.Module):
                 _init_bert(module, fusion_config.initializer_range)
         self.text_transformer = RobertaModel(text_config, add_pooling_layer=False)
 
+    @classmethod
+    def small_configs(cls) -> dict[str, dict[str, Any]]:
+        """Configs of small instances by name, for tests and documentation; every stream has a width of its own."""
+        small: dict[str, Any] = {
+            "type": "METER",
+            "num_classes": 7,
+            "vision": {"image_size": 32, "patch_size": 8, "width": 48, "layers": 3, "heads": 4},
+            "text": {
+                "vocab_size": 40,
+                "hidden_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "intermediate_size": 64,
+                "max_position_embeddings": 24,
+            },
+            "fusion": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128},
+        }
+        return {"shared images": small, "text first": {**small, "text_first": True}}
+
+    @property
+    def input_format(self) -> dict[str, int]:
+        """Sizes and token ids of the inputs and answers, see :func:`smarttrim_mm.testing.random_inputs`."""
+        config = self.text_transformer.config
+        return {
+            "image_size": self.trunk.image_size,
+            "vocab_size": config.vocab_size,
+            "begin_id": config.bos_token_id,
+            "end_id": config.eos_token_id,
+            "pad_id": config.pad_token_id,
+            "num_classes": self.head[-1].out_features,
+        }
+
     @property
     def trunk(self) -> ClipVision:
         """The vision trunk."""
@@ -168,13 +200,13 @@ class METER(nn.Module):
         rows = inputs.image_index
         text = execution.start(self.embed_text(inputs))
         text = execution.run(self.steps["text"], {"text": text})["text"]
-        execution.linear(self.trunk.conv1.weight.numel() * self.trunk.grid**2)
+        execution.linear(self.trunk.conv1.weight.numel() * self.trunk.grid**2, instances=len(inputs.images))
         image = execution.start(TokenStream.start(self.trunk.embed(inputs.images), ids=inputs.image_ids))
         guides = {"text": text.guide()} if self.text_first else {}
         image = execution.run(self.steps["image"], {"image": image}, guides=guides, rows=rows)["image"]
         image = image.map(self.trunk.ln_post)
-        if rows is not None:
-            image = image.expand(rows, inputs.sample_ids)
+        # from here on an image belongs to its pair, shared or not
+        image = image.with_ids(inputs.sample_ids) if rows is None else image.expand(rows, inputs.sample_ids)
         streams = {
             "text": self._enter_fusion(execution, "text", text, self.cross_modal_text_transform, 0),
             "image": self._enter_fusion(execution, "image", image, self.cross_modal_image_transform, 1),
@@ -241,8 +273,7 @@ def _init_bert(module: nn.Module, std: float) -> None:
 
 def _clip_view(block: Block) -> LayerView:
     width = block.attn.out_proj.in_features
-    weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
-    q, k, v = (Projection(weight, bias, slice(i * width, (i + 1) * width)) for i in range(3))
+    q, k, v = (Projection(block.attn, slice(i * width, (i + 1) * width), "in_proj_weight", "in_proj_bias") for i in range(3))
     attention = AttentionView("image.self", "image", q, k, v, block.attn.out_proj, block.ln_1, block.attn.heads)
     mlp = MlpView(block.mlp.c_fc, block.mlp.gelu, block.mlp.c_proj, block.ln_2)
     return LayerView((attention,), mlp, pre_norm=True, owner=block)
@@ -267,9 +298,9 @@ def _bert_attention(module: Any, name: str, reads: str) -> AttentionView:
     return AttentionView(
         name=name,
         reads=reads,
-        q=Projection.of(inner.query),
-        k=Projection.of(inner.key),
-        v=Projection.of(inner.value),
+        q=Projection(inner.query),
+        k=Projection(inner.key),
+        v=Projection(inner.value),
         out=output.dense,
         norm=output.LayerNorm,
         heads=inner.num_attention_heads,

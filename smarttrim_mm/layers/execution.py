@@ -67,12 +67,24 @@ class Execution:
             self.record.entries.append(replace(record, rows=rows))
         return current
 
-    def linear(self, multiply_adds: int, name: str | None = None, stream: TokenStream | None = None) -> None:
+    def linear(
+        self,
+        multiply_adds: int,
+        name: str | None = None,
+        stream: TokenStream | None = None,
+        instances: int | None = None,
+    ) -> None:
         """Records a linear map outside the layers.
 
         Args:
             multiply_adds: Its compute per token of the stream, or per instance if no stream is given.
             name: The stream's name.
             stream: The stream it ran on.
+            instances: Without a stream, how many instances it ran on; None: the image-text pairs.
         """
-        self.record.entries.append(LinearRecord(name, stream.layout if stream else None, multiply_adds))
+        if stream is None:
+            ran_on = len(self.record.sample_ids) if instances is None else instances
+        else:
+            ran_on = stream.x.shape[:-1].numel()
+        layout = stream.layout if stream else None
+        self.record.entries.append(LinearRecord(name, layout, multiply_adds, executed=multiply_adds * ran_on))

@@ -53,6 +53,10 @@ class StepRecord:
     executed: int
     rows: Tensor | None = None
 
+    @property
+    def batch_size(self) -> int:
+        return next(iter(self.before.values())).batch_size
+
     def cost(self, counts: Mapping[str, Tensor], heads: Mapping[str, Any]) -> Tensor:
         """Multiply-adds per instance, [B], given the tokens of each stream and the heads that are on (else all)."""
         total = torch.zeros_like(next(iter(counts.values())))
@@ -81,12 +85,14 @@ class LinearRecord:
         stream: The stream whose tokens it ran on; None: once per instance.
         layout: Layout of that stream at that point; None likewise.
         multiply_adds: Per token (or per instance).
+        executed: Multiply-adds that were really executed, for the whole batch.
         rows: As in :class:`StepRecord`.
     """
 
     stream: str | None
     layout: Layout | None
     multiply_adds: int
+    executed: int
     rows: Tensor | None = None
 
     def cost(self, counts: Callable[[Layout], Tensor], like: Tensor) -> Tensor:
@@ -167,11 +173,10 @@ class TrimRecord:
         """Multiply-adds that were really executed for the batch, the policy's own included, mean per pair."""
         total = 0.0
         for entry in self.entries:
-            if isinstance(entry, LinearRecord):
-                total += float(entry.cost(lambda layout: layout.counts(), self.sample_ids).sum())
-            else:
-                overhead = self._overhead(entry)
-                total += entry.executed + (float(overhead.sum()) if isinstance(overhead, Tensor) else overhead)
+            total += entry.executed
+            if isinstance(entry, StepRecord):
+                held = {name: layout.held() for name, layout in entry.before.items()}
+                total += float(torch.as_tensor(self.policy.multiply_adds(entry.step, held)).expand(entry.batch_size).sum())
         return total / len(self.sample_ids)
 
     def kept(self) -> dict[str, Tensor]:

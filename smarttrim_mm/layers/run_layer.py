@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.nn.functional import dropout, linear
 
@@ -116,7 +117,8 @@ def _projection_work(view: AttentionView, x: Tensor, memory: Tensor, heads: int)
 def _attend_kept_heads(view: AttentionView, x: Tensor, memory: Tensor, on: Tensor) -> tuple[Tensor, int]:
     """One instance: the rows and columns of heads that are off are not even multiplied."""
     if len(on) == 0:
-        return view.out.bias.expand_as(x), 0
+        bias = view.out.bias
+        return (torch.zeros_like(x) if bias is None else bias.expand_as(x)), 0
     if len(on) == view.heads:
         q, k, v = (_split(t, view.heads) for t in _project(view, x, memory))
         columns = view.out.weight

@@ -10,21 +10,29 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Projection:
-    """Some rows of a Linear: ``F.linear(x, weight[rows], bias[rows])``.
+    """Some rows of a linear map: ``F.linear(x, weight[rows], bias[rows])``.
+
+    The parameters are looked up at each use, as they may be replaced (moved off the meta device, loaded by assignment).
 
     Attributes:
-        weight: [out, in], possibly several projections fused.
-        bias: [out] or None.
+        module: The host module that owns the parameters.
         rows: The rows that belong to this projection; None: all.
+        weight_name: Name of the parameter [out, in], possibly several projections fused.
+        bias_name: Name of the parameter [out], which may be None.
     """
 
-    weight: Tensor
-    bias: Tensor | None
+    module: nn.Module
     rows: slice | None = None
+    weight_name: str = "weight"
+    bias_name: str = "bias"
 
-    @classmethod
-    def of(cls, linear: nn.Linear) -> Projection:
-        return cls(linear.weight, linear.bias)
+    @property
+    def weight(self) -> Tensor:
+        return getattr(self.module, self.weight_name)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return getattr(self.module, self.bias_name)
 
     @property
     def inputs(self) -> int:

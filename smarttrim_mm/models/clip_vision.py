@@ -130,8 +130,8 @@ class ClipVision(nn.Module):
         """
         if images.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
-                f"images are {tuple(images.shape[-2:])} pixels; expected {self.image_size} by {self.image_size}. Resize them in "
-                "the data pipeline, or set the backbone's image_size."
+                f"images are {tuple(images.shape[-2:])} pixels; expected {self.image_size} by {self.image_size}. Resize them "
+                "in the data pipeline, or set the backbone's image_size."
             )
         x = self.conv1(images).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], 1)

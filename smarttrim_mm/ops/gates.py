@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def gumbel_keep(logits: Tensor, temperature: float) -> Tensor:
+def gumbel_keep(logits: Tensor, temperature: float, noise: float = 1.0) -> Tensor:
     """Samples hard keep decisions with a straight-through gradient.
 
     The two-class Gumbel-softmax (Jang et al., arXiv 1611.01144; Maddison et al., arXiv 1611.00712) written with one logit,
@@ -15,13 +15,14 @@ def gumbel_keep(logits: Tensor, temperature: float) -> Tensor:
     Args:
         logits: Keep-minus-drop logits, any shape.
         temperature: Softness of the gradient; the sampled decision does not depend on it.
+        noise: Scale of the noise: 1 samples from the keep probabilities, 0 decides as inference does.
 
     Returns:
         Exactly 0 or 1, fp32, shaped like ``logits``; its gradient is that of the soft sample.
     """
     logits = logits.float()
     uniform = torch.rand_like(logits).clamp_(1e-6, 1 - 1e-6)
-    soft = torch.sigmoid((logits + torch.logit(uniform)) / temperature)
+    soft = torch.sigmoid((logits + noise * torch.logit(uniform)) / temperature)
     hard = (soft > 0.5).to(soft.dtype)
     return (hard - soft).detach() + soft
 

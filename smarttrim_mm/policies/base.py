@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,11 @@ class Policy(nn.Module):
         self.progress = 1.0
         if self.knob is not None:
             self.register_buffer("knob_value", torch.tensor(float(self.knob.low)))
+
+    @classmethod
+    def example_configs(cls) -> dict[str, dict[str, Any]]:
+        """Configs by name, without the type, that show what the policy can do; the contract tests run every one."""
+        return {"default": {}}
 
     def before_layer(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> Decision:
         """Decides what stays, before any layer of the step runs.
@@ -104,3 +110,34 @@ class Policy(nn.Module):
         if self.knob is None:
             raise ValueError(f"{type(self).__name__} has no calibration knob: its compute is fixed. Calibrate another policy.")
         return self.knob
+
+
+def check_streams(steps: Sequence[LayerStep], streams: Sequence[str]) -> None:
+    """Raises a ValueError if a backbone has no layer for one of the named streams."""
+    known = {name for step in steps for name in step.layers}
+    unknown = sorted(set(streams) - known)
+    if unknown:
+        raise ValueError(f"streams holds {unknown}; this backbone has {sorted(known)}")
+
+
+def chosen_steps(steps: Sequence[LayerStep], layers: Mapping[str, Sequence[int]] | None, argument: str) -> set[str]:
+    """Names of the steps that a config chooses.
+
+    Args:
+        steps: The layers of the backbone.
+        layers: Per stage, the layer indices that are chosen; stages left out: every layer; None: every layer of all.
+        argument: Name of the config's argument, for messages.
+
+    Raises:
+        ValueError: If it names an unknown stage or layer.
+    """
+    known: dict[str, set[int]] = {}
+    for step in steps:
+        known.setdefault(step.stage, set()).add(step.index)
+    for stage, indices in (layers or {}).items():
+        if stage not in known:
+            raise ValueError(f"{argument} names stage {stage!r}; this backbone has {sorted(known)}")
+        beyond = sorted(set(indices) - known[stage])
+        if beyond:
+            raise ValueError(f"{argument} names layers {beyond} of stage {stage!r}, which has layers 0 to {max(known[stage])}")
+    return {step.name for step in steps if layers is None or step.index in layers.get(step.stage, (step.index,))}

@@ -1,13 +1,14 @@
 """Keeps a random share of the tokens: what any learned choice has to beat."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.ops.ranking import hash_uniform, keep_top
-from smarttrim_mm.policies.base import Knob, Policy
+from smarttrim_mm.policies.base import Knob, Policy, check_streams, chosen_steps
 from smarttrim_mm.registry import POLICIES
 from smarttrim_mm.structures import Decision, Streams
 
@@ -28,7 +29,7 @@ class Random(Policy):
         seed: Changes the draw.
 
     Raises:
-        ValueError: If ``keep_ratio`` is outside (0, 1].
+        ValueError: If ``keep_ratio`` is outside (0, 1], or a stream, stage or layer is unknown.
     """
 
     knob = Knob("drop ratio per layer", 0.0, 0.999)
@@ -48,13 +49,19 @@ class Random(Policy):
         self.set_knob(1 - keep_ratio)
         self.seed = seed
         self.depth: dict[tuple[str, str], int] = {}
+        check_streams(steps, streams)
+        chosen = chosen_steps(steps, layers, "layers")
         seen = dict.fromkeys(streams, 0)
         for number, step in enumerate(steps):
             for stream in streams:
-                if stream in step.layers and (layers is None or step.index in layers.get(step.stage, (step.index,))):
+                if stream in step.layers and step.name in chosen:
                     seen[stream] += 1
                     self.depth[step.name, stream] = seen[stream]
             self.depth[step.name, ""] = number
+
+    @classmethod
+    def example_configs(cls) -> dict[str, dict[str, Any]]:
+        return {"default": {}, "every layer": {"keep_ratio": 0.7}, "one layer": {"keep_ratio": 0.4, "layers": {"image": [1]}}}
 
     def before_layer(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> Decision:
         keep_ratio = 1 - self.progress * self.get_knob()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.ops.gates import gumbel_keep, threshold_keep
-from smarttrim_mm.policies.base import Knob, Policy
+from smarttrim_mm.policies.base import Knob, Policy, check_streams, chosen_steps
 from smarttrim_mm.registry import POLICIES, TRIMMERS
 from smarttrim_mm.structures import Decision, Streams
 
@@ -30,6 +30,8 @@ class SmartTrim(Policy):
         head_layers: Likewise for head trimmers.
         stable_init: Whether everything is kept at step 0 (the curriculum's stable initialisation).
         temperature: Gumbel temperature; a hook may move it.
+        noise: Scale of the Gumbel noise: 1 samples from the keep probabilities. A hook that takes it to 0 lets training end
+            with the decisions of inference (our choice, not known to be the paper's).
         threshold: Keep probability needed at inference, in (0, 1). Calibration may move it.
 
     Raises:
@@ -49,18 +51,19 @@ class SmartTrim(Policy):
         head_layers: Mapping[str, Sequence[int]] | None = None,
         stable_init: bool = True,
         temperature: float = 1.0,
+        noise: float = 1.0,
         threshold: float = 0.5,
     ) -> None:
         super().__init__(steps=steps)
         if temperature <= 0:
             raise ValueError(f"temperature is {temperature}; expected a positive number")
-        self.temperature = temperature
+        if noise < 0:
+            raise ValueError(f"noise is {noise}; expected a number >= 0, 1 samples from the keep probabilities")
+        self.temperature, self.noise = temperature, noise
         self.set_knob(threshold)
-        unknown = sorted(set(streams) - {name for step in steps for name in step.layers})
-        if unknown:
-            raise ValueError(f"streams holds {unknown}; this backbone has {sorted({n for s in steps for n in s.layers})}")
-        chosen_tokens = _chosen(steps, token_layers, "token_layers") if token_trimmer else set()
-        chosen_heads = _chosen(steps, head_layers, "head_layers") if head_trimmer else set()
+        check_streams(steps, streams)
+        chosen_tokens = chosen_steps(steps, token_layers, "token_layers") if token_trimmer else set()
+        chosen_heads = chosen_steps(steps, head_layers, "head_layers") if head_trimmer else set()
         self.token_trimmers, self.head_trimmers = nn.ModuleDict(), nn.ModuleDict()
         for step in steps:
             widths = step.widths()
@@ -72,6 +75,15 @@ class SmartTrim(Policy):
                     served = {stream: widths[stream] for stream in dict.fromkeys((name, view.reads))}
                     sizes = {"heads": view.heads, "guides": served, "stable_init": stable_init}
                     self.head_trimmers[_key(step, view.name)] = TRIMMERS.build({**(head_trimmer or {}), **sizes})
+
+    @classmethod
+    def example_configs(cls) -> dict[str, dict[str, Any]]:
+        return {
+            "default": {},
+            "untrained": {"stable_init": False},
+            "tokens only": {"stable_init": False, "head_trimmer": None},
+            "heads only": {"stable_init": False, "token_trimmer": None},
+        }
 
     def before_layer(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> Decision:
         at_hand = {**guides, **{name: stream.guide() for name, stream in streams.items()}}
@@ -105,7 +117,7 @@ class SmartTrim(Policy):
         return total + sum(trimmer.multiply_adds() for trimmer in head_trimmers)
 
     def _gate(self, logits: Tensor) -> Tensor:
-        return gumbel_keep(logits, self.temperature) if self.training else threshold_keep(logits, self.threshold)
+        return gumbel_keep(logits, self.temperature, self.noise) if self.training else threshold_keep(logits, self.threshold)
 
     @property
     def threshold(self) -> float:
@@ -115,16 +127,3 @@ class SmartTrim(Policy):
 
 def _key(step: LayerStep, name: str) -> str:
     return f"{step.name}/{name}".replace(".", "_")  # a ModuleDict's keys hold no dots
-
-
-def _chosen(steps: Sequence[LayerStep], layers: Mapping[str, Sequence[int]] | None, argument: str) -> set[str]:
-    known: dict[str, set[int]] = {}
-    for step in steps:
-        known.setdefault(step.stage, set()).add(step.index)
-    for stage, indices in (layers or {}).items():
-        if stage not in known:
-            raise ValueError(f"{argument} names stage {stage!r}; this backbone has {sorted(known)}")
-        beyond = sorted(set(indices) - known[stage])
-        if beyond:
-            raise ValueError(f"{argument} names layers {beyond} of stage {stage!r}, which has layers 0 to {max(known[stage])}")
-    return {step.name for step in steps if layers is None or step.index in layers.get(step.stage, (step.index,))}

@@ -1,0 +1,150 @@
+"""Invariant 4: what a record says is what torch multiplied; what was decided and what was executed are kept apart."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from smarttrim_mm.testing import Replay, Strip, count_multiply_adds
+
+COUNTED = {*flop_registry, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu}
+MULTIPLIES = ("mm", "mv", "matmul", "dot", "conv", "linear", "attention", "einsum", "ger", "outer", "kron", "cdist")
+
+
+@torch.no_grad()
+def traced(model, inputs, kind="packed", policy=None):
+    (_, record), counted = count_multiply_adds(lambda: model.trace(inputs, kind, policy))
+    return record, counted
+
+
+def keeping_all_tokens(model, inputs):
+    """Decisions with every token and no head."""
+    replay = Replay(traced(model, inputs, "masked", Strip())[0])
+    replay.grids = {step: {name: torch.ones_like(grid) for name, grid in grids.items()} for step, grids in replay.grids.items()}
+    return replay
+
+
+def test_records_agree_with_the_counter_at_batch_1(build, inputs_of, backbone, policy):
+    model = build(backbone, policy)
+    inputs = inputs_of(model)
+    for pair in (0, 2):  # the longest text, and one without words
+        record, counted = traced(model, inputs.select(torch.tensor([pair])))
+        assert float(record.multiply_adds()) == pytest.approx(counted, rel=0.01)
+        assert record.executed_multiply_adds() == pytest.approx(float(record.multiply_adds()), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["masked", "packed"])
+def test_executed_agrees_with_the_counter_in_any_batch(build, inputs_of, backbone, policy, kind):
+    model = build(backbone, policy)
+    inputs = inputs_of(model)
+    record, counted = traced(model, inputs, kind)
+    assert record.executed_multiply_adds() == pytest.approx(counted / len(inputs.sample_ids), rel=0.01)
+
+
+def test_dense_agrees_with_the_counter_on_the_host(build, inputs_of, backbone):
+    model = build(backbone, {"type": "Dense"})
+    inputs = inputs_of(model).select(torch.tensor([3]))
+    record, _ = traced(model, inputs)
+    with torch.no_grad():
+        _, counted = count_multiply_adds(lambda: model.host_forward(inputs))
+    assert float(record.dense_multiply_adds()) == pytest.approx(counted, rel=0.001)
+
+
+def test_the_counter_misses_nothing(build, inputs_of, backbone, policy):
+    """Whatever is dispatched is counted, or multiplies no matrices."""
+    seen = set()
+
+    class Collect(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.add(function.overloadpacket)
+            return function(*args, **(kwargs or {}))
+
+    model = build(backbone, policy)
+    inputs = inputs_of(model)
+    with torch.no_grad(), Collect():
+        for kind in ("masked", "packed"):
+            model.trace(inputs, kind)
+        model.trace(inputs.select(torch.tensor([0])))
+    missed = {str(op) for op in seen - COUNTED if any(part in str(op).rpartition(".")[2] for part in MULTIPLIES)}
+    assert not missed
+    assert torch.ops.aten.addmm in seen
+
+
+def test_decided_is_not_executed(build, inputs_of, backbone):
+    """In a batch all heads are projected where any instance may need them; alone, none that is off."""
+    model = build(backbone, {"type": "Dense"})
+    inputs = inputs_of(model)
+    dense, _ = traced(model, inputs)
+    replay = keeping_all_tokens(model, inputs)
+    packed, _ = traced(model, inputs, "packed", replay)
+    masked, _ = traced(model, inputs, "masked", replay)
+    assert torch.equal(packed.multiply_adds(), masked.multiply_adds())
+    assert (packed.multiply_adds() < dense.multiply_adds()).all()
+    assert packed.executed_multiply_adds() < dense.executed_multiply_adds()
+    assert packed.executed_multiply_adds() > float(packed.multiply_adds().mean())
+    assert masked.executed_multiply_adds() > packed.executed_multiply_adds()
+    for record in (packed, masked):
+        assert torch.equal(record.dense_multiply_adds(), dense.dense_multiply_adds())
+
+
+def test_heads_that_are_off_cost_nothing_at_batch_1(build, inputs_of, backbone):
+    """Neither scores nor projections: with half of the heads, half of what heads cost is executed."""
+    model = build(backbone, {"type": "Dense"})
+    inputs = inputs_of(model).select(torch.tensor([0]))
+    replay = keeping_all_tokens(model, inputs)
+
+    def executed(share):
+        for heads in replay.heads.values():
+            for name, grid in heads.items():
+                heads[name] = torch.arange(grid.shape[1])[None] >= round(grid.shape[1] * (1 - share))
+        record, counted = traced(model, inputs, "packed", replay)
+        assert record.executed_multiply_adds() == pytest.approx(counted, rel=0.001)
+        assert record.executed_multiply_adds() == pytest.approx(float(record.multiply_adds()), rel=1e-6)
+        return counted
+
+    none, every = executed(0), executed(1)
+    assert none < every
+    assert executed(0.5) == pytest.approx((none + every) / 2, rel=1e-6), "small configs need even numbers of heads"
+
+
+@torch.no_grad()
+def test_the_least_is_reached_by_keeping_nothing(build, inputs_of, backbone, policy):
+    model = build(backbone, policy)
+    inputs = inputs_of(model)
+    for kind in ("masked", "packed"):
+        _, record = model.trace(inputs, kind)
+        _, stripped = model.trace(inputs, kind, Strip(model.policy))
+        torch.testing.assert_close(stripped.multiply_adds(), record.least_multiply_adds())
+        assert (record.least_multiply_adds() <= record.multiply_adds() + 1).all()
+
+
+def test_a_policy_cuts_only_what_it_says(build, inputs_of, backbone, policy):
+    model = build(backbone, policy)
+    with torch.no_grad():
+        model.policy.train()
+        _, record = model.trace(inputs_of(model), "masked")
+    for entry in record.steps:
+        streams, attentions = model.policy.trims(entry.step)
+        assert entry.heads.keys() <= attentions
+        for name, before in entry.before.items():
+            if name not in streams:
+                assert torch.equal(entry.tokens[name].kept_grid(), before.kept_grid()), (entry.step.name, name)
+
+
+def test_the_knob_goes_from_much_to_little(build, inputs_of, backbone, policy):
+    model = build(backbone, policy)
+    knob = model.policy.knob
+    if knob is None:
+        with pytest.raises(ValueError, match="no calibration knob"):
+            model.policy.set_knob(0.5)
+        return
+    inputs = inputs_of(model)
+    compute = []
+    for value in (knob.low, knob.high):
+        model.policy.set_knob(value)
+        assert model.policy.get_knob() == pytest.approx(value)
+        with torch.no_grad():
+            compute.append(model.trace(inputs)[1].multiply_adds().mean())
+    assert compute[1] < compute[0]
+    with pytest.raises(ValueError, match="2000000"):
+        model.policy.set_knob(2_000_000)

@@ -1,0 +1,99 @@
+"""What every registered backbone and policy offers, so that the other contracts can run on it."""
+
+import copy
+
+import pytest
+import torch
+
+from smarttrim_mm.policies.base import Policy
+from smarttrim_mm.registry import MODELS, POLICIES
+from smarttrim_mm.testing import backbone_cases, policy_cases
+
+
+def test_every_plugin_has_cases():
+    assert {name.split("/")[0] for name in policy_cases()} == set(POLICIES.module_dict) >= {"Dense", "Random", "SmartTrim"}
+    assert {name.split("/")[0] for name in backbone_cases()} >= {"METER"}
+    for name, cls in POLICIES.module_dict.items():
+        assert issubclass(cls, Policy)
+        assert {} in cls.example_configs().values(), f"{name} must work without arguments"
+
+
+def test_a_backbone_without_small_configs_is_reported():
+    class Incomplete(torch.nn.Module):
+        steps = host_forward = None
+
+    MODELS.register_module("Incomplete", module=Incomplete)
+    try:
+        with pytest.raises(ValueError, match="Incomplete is a backbone without small_configs"):
+            backbone_cases()
+    finally:
+        del MODELS.module_dict["Incomplete"]
+
+
+def test_a_copy_is_independent(build, inputs_of, backbone, policy):
+    """Views of layers belong to the copy, not to what it was copied from."""
+    model = build(backbone, policy)
+    inputs = inputs_of(model)
+    with torch.no_grad():
+        logits = model(inputs)
+        twin = copy.deepcopy(model)
+        for parameter in model.backbone.parameters():
+            parameter.zero_()
+        torch.testing.assert_close(twin(inputs), logits)
+
+
+def test_parameters_may_be_replaced(build, inputs_of, backbone, policy):
+    """As happens when a model leaves the meta device, or loads a checkpoint by assignment."""
+    model = build(backbone, policy)
+    inputs = inputs_of(model)
+    with torch.no_grad():
+        logits = model(inputs)
+        with torch.device("meta"):
+            twin = MODELS.build({"type": "TrimmedVLM", "backbone": backbone, "policy": policy}).eval()
+        missing = [name for name, _ in twin.named_buffers() if name not in model.state_dict()]
+        twin.to_empty(device="cpu")
+        for name in missing:  # tables of positions, which no checkpoint holds
+            twin.get_buffer(name).copy_(model.get_buffer(name))
+        twin.load_state_dict(model.state_dict())
+        torch.testing.assert_close(twin(inputs), logits)
+        empty = {name: torch.zeros_like(value) for name, value in model.backbone.state_dict().items()}
+        model.backbone.load_state_dict(empty, assign=True)
+        assert not model(inputs).any()
+
+
+def test_weights_are_saved_under_the_hosts_names(build, inputs_of, backbone, policy):
+    model = build(backbone, policy)
+    keys = set(model.state_dict())
+    assert {key.removeprefix("backbone.") for key in keys if key.startswith("backbone.")} == set(model.backbone.state_dict())
+    assert all(key.startswith(("backbone.", "policy.", "data_preprocessor.")) for key in keys)
+
+
+def test_a_saved_model_answers_the_same(build, inputs_of, backbone, policy):
+    model, other = build(backbone, policy), build(backbone, policy)
+    for parameter in [*other.parameters(), *model.policy.parameters()]:
+        torch.nn.init.normal_(parameter, std=0.2)
+    if model.policy.knob is not None:
+        model.policy.set_knob(sum((model.policy.knob.low, model.policy.knob.high)) / 2)
+    inputs = inputs_of(model)
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(other(inputs), model(inputs))
+
+
+def test_predictions_go_to_their_images(build, inputs_of, backbone, policy):
+    from mmpretrain.structures import DataSample
+
+    model = build(backbone, policy)
+    inputs = inputs_of(model)
+    samples = [DataSample(questions=["?"] * count) for count in (2, 3, 1)]
+    with torch.no_grad():
+        logits, record = model.trace(inputs)
+        results = model(inputs, samples, mode="predict")
+    torch.testing.assert_close(torch.cat([sample.pred_scores for sample in results]), logits.softmax(-1))
+    trim = {key: torch.cat([sample.trim[key] for sample in results]) for key in results[0].trim}
+    torch.testing.assert_close(trim["multiply_adds"], record.multiply_adds())
+    torch.testing.assert_close(trim["dense_multiply_adds"], record.dense_multiply_adds())
+    assert trim["executed_multiply_adds"].mean() == pytest.approx(record.executed_multiply_adds())
+    assert {key for key in trim if key.startswith("kept/")} == {f"kept/{key}" for key in record.kept()}
+    assert {key for key in trim if key.startswith("heads/")} == {f"heads/{key}" for key in record.heads()}
+    assert all(len(sample.pred_scores) == len(sample.questions) for sample in results)

@@ -1,0 +1,105 @@
+import pytest
+import torch
+
+from smarttrim_mm.layers.execution import Execution
+from smarttrim_mm.layers.record import attention_multiply_adds
+from smarttrim_mm.policies.base import Policy
+from smarttrim_mm.structures import TokenStream
+
+VALID = torch.arange(6) < torch.tensor([[6], [4]])
+IDS = torch.tensor([0, 1])
+
+
+@pytest.fixture
+def stream(tokens):
+    return TokenStream.start(tokens[:2], ids=IDS, valid=VALID)
+
+
+def test_attention_by_hand(encoder_layer):
+    view = encoder_layer(True)[1].layers["words"].attentions[0]
+    n, m = torch.tensor([5.0]), torch.tensor([3.0])
+    # q and out on 5 rows, k and v on 3, all 16 by 16; scores and sums 5 by 3, 16 channels each
+    assert attention_multiply_adds(view, n, m, 4).item() == 2 * 5 * 256 + 2 * 3 * 256 + 2 * 5 * 3 * 16
+    assert attention_multiply_adds(view, n, m, 1).item() == (2 * 5 * 256 + 2 * 3 * 256 + 2 * 5 * 3 * 16) / 4
+    assert attention_multiply_adds(view, n, m, 0).item() == 0
+
+
+def test_a_pass_by_hand(encoder_layer, fixed, stream):
+    _, step = encoder_layer(True)
+    keep = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0]]).bool()
+    heads = {"words.self": torch.tensor([[True, True, False, False], [True] * 4])}
+    execution = Execution(fixed({"words": keep}, heads), sample_ids=IDS, kind="packed")
+    words = execution.start(stream)
+    execution.linear(100, "words", words)
+    words = execution.run([step], {"words": words})["words"]
+    execution.linear(7)
+    record = execution.record
+    layer = lambda n, share: share * (4 * n * 256 + 2 * n * n * 16) + n * 2 * 16 * 24  # noqa: E731
+    assert record.dense_multiply_adds().tolist() == [600 + layer(6, 1) + 7, 400 + layer(4, 1) + 7]
+    assert record.multiply_adds().tolist() == [600 + layer(3, 0.5) + 7, 400 + layer(2, 1) + 7]
+    assert record.kept() == {"text.0/words": pytest.approx([0.5, 0.5])}
+    assert record.heads() == {"text.0/words.self": pytest.approx([0.5, 1.0])}
+    # all 4 heads are projected on the 5 tokens of the batch; 6 pairs of instance and head are padded to 3 by 3
+    executed = 1000 + 5 * (4 * 256 + 2 * 16 * 24) + 2 * 6 * 9 * 4 + 14
+    assert record.executed_multiply_adds() == executed / 2
+
+
+def test_masked_executes_everything(encoder_layer, fixed, stream):
+    _, step = encoder_layer(True)
+    execution = Execution(fixed({"words": torch.zeros(2, 6)}), sample_ids=IDS, kind="masked")
+    words = execution.run([step], {"words": stream})["words"]
+    execution.linear(100, "words", words)
+    assert execution.record.multiply_adds().tolist() == [4 * 256 + 2 * 16 + 2 * 16 * 24 + 100] * 2
+    assert execution.record.executed_multiply_adds() == 6 * (4 * 256 + 2 * 16 * 24) + 2 * 36 * 16 + 600
+
+
+def test_shared_images_count_for_every_pair_and_run_once(encoder_layer, fixed, stream):
+    _, step = encoder_layer(True)
+    rows = torch.tensor([1, 0, 1])
+    execution = Execution(fixed({"words": torch.zeros(2, 6)}), sample_ids=torch.arange(3), kind="packed")
+    execution.linear(1000, instances=2)
+    execution.run([step], {"words": execution.start(stream)}, rows=rows)
+    record = execution.record
+    one = 4 * 256 + 2 * 16 + 2 * 16 * 24
+    assert record.multiply_adds().tolist() == [1000 + one] * 3
+    assert record.kept()["text.0/words"].tolist() == pytest.approx([1 / 4, 1 / 6, 1 / 4])
+    assert record.executed_multiply_adds() == pytest.approx(2 * (1000 + one) / 3)
+
+
+class Counts(Policy):
+    """Costs 10 a token, and may cut tokens."""
+
+    def trims(self, step):
+        return frozenset({"words"}), frozenset({"words.self"})
+
+    def multiply_adds(self, step, counts):
+        return 10 * counts["words"]
+
+
+def test_the_policy_is_counted(encoder_layer, stream):
+    _, step = encoder_layer(True)
+    execution = Execution(Counts(steps=[]), sample_ids=IDS, kind="packed")
+    words = execution.start(stream)
+    for _ in range(2):
+        words = execution.run([step], {"words": words})["words"]
+    execution.linear(100, "words", words)
+    record = execution.record
+    assert (record.multiply_adds() - record.dense_multiply_adds()).tolist() == [2 * 60, 2 * 40]
+    # the first decision still sees every token; then one token, no head, and its MLP are left
+    least = torch.tensor([60.0, 40.0]) + 10 + 2 * 2 * 16 * 24 + 100
+    assert torch.equal(record.least_multiply_adds(), least)
+    masked = Execution(Counts(steps=[]), sample_ids=IDS, kind="masked")
+    masked.run([step], {"words": stream})
+    assert masked.record.executed_multiply_adds() == masked.record.steps[0].executed / 2 + 60
+
+
+def test_decided_compute_is_differentiable(encoder_layer, fixed, stream):
+    _, step = encoder_layer(True)
+    keep = torch.ones(2, 6, requires_grad=True)
+    heads = torch.ones(2, 4, requires_grad=True)
+    execution = Execution(fixed({"words": keep}, {"words.self": heads}), sample_ids=IDS, kind="masked")
+    execution.run([step], {"words": stream})
+    execution.record.multiply_adds().sum().backward()
+    slope = 4 * 256 + 2 * 2 * 6 * 16 + 2 * 16 * 24  # of n (projections + 2 n d + MLP) at n = 6
+    torch.testing.assert_close(keep.grad[0], torch.tensor([0.0] + [slope] * 5))
+    torch.testing.assert_close(heads.grad[0], torch.full((4,), (4 * 6 * 256 + 2 * 36 * 16) / 4.0))

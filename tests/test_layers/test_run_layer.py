@@ -1,0 +1,110 @@
+import pytest
+import torch
+
+from smarttrim_mm.layers.run_layer import run_layer
+from smarttrim_mm.structures import TokenStream
+
+IDS = torch.arange(3)
+VALID = torch.arange(6) < torch.tensor([[6], [3], [5]])
+KEEP = torch.tensor([[1, 0, 1, 1, 0, 1], [1, 0, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]]).bool()
+HEADS = torch.tensor([[True, False, True, True], [False] * 4, [False, True, False, False]])
+
+
+def at_kept(stream, x):
+    return x[stream.layout.kept_grid()]
+
+
+@pytest.mark.parametrize("pre_norm", [True, False])
+def test_every_token_and_head(encoder_layer, fixed, tokens, pre_norm):
+    host, step = encoder_layer(pre_norm)
+    stream = TokenStream.start(tokens, ids=IDS, valid=VALID)
+    expected = host(tokens, src_key_padding_mask=~VALID)[VALID]
+    for start in (stream, stream.pack()):
+        out, record = run_layer(step, {"words": start}, fixed())
+        torch.testing.assert_close(out["words"].pack().x, expected)
+        assert record.heads == {}
+    rows, keys = 18, 18 * 6  # without padding in Linears; masked scores are computed on all of it
+    linears = 4 * 16 * 16 + 2 * 16 * 24
+    assert run_layer(step, {"words": stream}, fixed())[1].executed == rows * linears + 2 * keys * 16
+
+
+@pytest.mark.parametrize("pre_norm", [True, False])
+def test_kept_tokens_are_all_there_is(encoder_layer, fixed, tokens, pre_norm):
+    """What is dropped might as well be padding."""
+    host, step = encoder_layer(pre_norm)
+    stream = TokenStream.start(tokens, ids=IDS, valid=VALID)
+    expected = host(tokens, src_key_padding_mask=~(KEEP & VALID))[KEEP & VALID]
+    gates = KEEP.float().requires_grad_()
+    for start, keep in ((stream, KEEP), (stream, gates), (stream.pack(), KEEP), (stream.pack(), gates)):
+        out, record = run_layer(step, {"words": start}, fixed({"words": keep}))
+        torch.testing.assert_close(at_kept(out["words"], out["words"].x) if start is stream else out["words"].x, expected)
+        assert record.tokens["words"].counts().tolist() == [4, 2, 1]
+        assert record.before["words"].counts().tolist() == [6, 3, 5]
+
+
+@pytest.mark.parametrize("pre_norm", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_heads_that_are_off_are_zero_before_the_output_projection(encoder_layer, fixed, tokens, pre_norm, bias):
+    host, step = encoder_layer(pre_norm, bias)
+    stream = TokenStream.start(tokens, ids=IDS, valid=VALID)
+    whole = host.self_attn.out_proj.weight.detach().clone()
+    results = [run_layer(step, {"words": s}, fixed(heads={"words.self": HEADS}))[0]["words"] for s in (stream, stream.pack())]
+    for b in range(3):
+        with torch.no_grad():  # an oracle of our own: without the columns of the heads that are off
+            host.self_attn.out_proj.weight.copy_(whole * HEADS[b].repeat_interleave(4))
+        expected = host(tokens[b : b + 1], src_key_padding_mask=~VALID[b : b + 1])[0, VALID[b]]
+        host.self_attn.out_proj.weight.data.copy_(whole)
+        torch.testing.assert_close(results[0].x[b, VALID[b]], expected)
+        torch.testing.assert_close(results[1].x[results[1].layout.instance == b], expected)
+        alone = TokenStream.start(tokens[b : b + 1, : VALID[b].sum()], ids=IDS[:1]).pack()
+        out, record = run_layer(step, {"words": alone}, fixed(heads={"words.self": HEADS[b : b + 1]}))
+        torch.testing.assert_close(out["words"].x, expected)
+        n, on = int(VALID[b].sum()), int(HEADS[b].sum())
+        assert record.executed == n * 2 * 16 * 24 + on * 4 * (4 * n * 16 + 2 * n * n)
+
+
+@pytest.mark.parametrize("pre_norm", [True, False])
+def test_a_memory_is_cut_and_returned(decoder_layer, fixed, tokens, pre_norm):
+    """A stream without a layer of its own in the step: keys and values only."""
+    host, step = decoder_layer(pre_norm)
+    image = torch.randn(3, 4, 16)
+    keep = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [1, 0, 1, 1]]).bool()
+    expected = host(tokens, image, memory_key_padding_mask=~keep, tgt_key_padding_mask=~VALID)[VALID]
+    streams = {"words": TokenStream.start(tokens, ids=IDS, valid=VALID), "image": TokenStream.start(image, ids=IDS)}
+    for pack in (False, True):
+        start = {name: stream.pack() if pack else stream for name, stream in streams.items()}
+        out, record = run_layer(step, start, fixed({"image": keep}))
+        torch.testing.assert_close(out["words"].pack().x, expected)
+        assert out["image"].layout.counts().tolist() == [2, 1, 3]
+        torch.testing.assert_close(out["image"].pack().x, image[keep])
+        n, m = torch.tensor([6.0, 3, 5]), torch.tensor([2.0, 1, 3])
+        cost = n * (4 + 2) * 256 + 2 * m * 256 + 2 * (n * n + n * m) * 16 + n * 2 * 16 * 24
+        torch.testing.assert_close(record.decided(), cost)
+
+
+def test_both_streams_read_what_the_other_was(decoder_layer, fixed, tokens):
+    """Fusion layers run in parallel: neither sees the other's output of the same layer."""
+    (host, words), (other, pixels) = decoder_layer(False), decoder_layer(False)
+    layer = pixels.layers["words"]
+    mirrored = tuple(
+        type(view)("image." + view.name.split(".")[1], "image" if view.reads == "words" else "words", *list(vars(view).values())[2:])
+        for view in layer.attentions
+    )
+    both = type(words)("fusion.0", {**words.layers, "image": type(layer)(mirrored, layer.mlp, layer.pre_norm, layer.owner)})
+    image = torch.randn(3, 4, 16)
+    out, _ = run_layer(both, {"words": TokenStream.start(tokens, ids=IDS), "image": TokenStream.start(image, ids=IDS)}, fixed())
+    torch.testing.assert_close(out["words"].x, host(tokens, image))
+    torch.testing.assert_close(out["image"].x, other(image, tokens))
+
+
+def test_dropout_as_in_the_host(encoder_layer, fixed, tokens):
+    host, step = encoder_layer(False, dropout=0.3)
+    host.train()
+    stream = TokenStream.start(tokens, ids=IDS)
+    torch.manual_seed(1)
+    out, _ = run_layer(step, {"words": stream}, fixed())
+    torch.manual_seed(1)
+    again, _ = run_layer(step, {"words": stream}, fixed())
+    assert torch.equal(out["words"].x, again["words"].x)
+    assert not torch.allclose(out["words"].x, host.eval()(tokens))
+    torch.testing.assert_close(run_layer(step, {"words": stream}, fixed())[0]["words"].x, host(tokens))

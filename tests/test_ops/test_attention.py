@@ -1,0 +1,128 @@
+import math
+
+import pytest
+import torch
+
+from smarttrim_mm.ops import attention
+from smarttrim_mm.ops.attention import gated_attention, packed_attention, padded_attention
+
+
+def softmax_over_kept(q, k, v, keep):
+    """[H, N, d] queries over the kept of [H, M, d] keys."""
+    scores = q @ k[:, keep].transpose(1, 2) / math.sqrt(q.shape[-1])
+    return scores.softmax(-1) @ v[:, keep]
+
+
+@pytest.fixture
+def padded():
+    q, k, v = torch.randn(3, 2, 4, 5, 8).unbind(0)
+    gate = torch.tensor([[1.0, 0, 1, 1, 0], [1.0, 1, 1, 0, 0]])
+    return q, k, v, gate
+
+
+def test_gated_attention_by_hand():
+    q, k = torch.ones(1, 1, 1, 1), torch.tensor([0.0, math.log(3)]).view(1, 1, 2, 1)
+    v = torch.tensor([1.0, 5.0]).view(1, 1, 2, 1)
+    assert gated_attention(q, k, v, torch.ones(1, 2)).item() == pytest.approx(4)  # (1 * 1 + 3 * 5) / 4
+    gate = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    out = gated_attention(q, k, v, gate)
+    out.sum().backward()
+    assert out.item() == pytest.approx(1)
+    torch.testing.assert_close(gate.grad, torch.tensor([[0.0, 12.0]]))  # e_j / sum(e m) * (v_j - out)
+
+
+def test_gated_attention_is_softmax_over_kept_keys(padded):
+    q, k, v, gate = padded
+    out = gated_attention(q, k, v, gate)
+    for b in range(2):
+        torch.testing.assert_close(out[b], softmax_over_kept(q[b], k[b], v[b], gate[b] > 0))
+
+
+def test_gated_attention_passes_the_gradient_of_its_formula(padded):
+    q, k, v, gate = padded
+    gate.requires_grad_()
+    weight = torch.randn_like(q)
+    (gated_attention(q, k, v, gate) * weight).sum().backward()
+    step = 1e-3
+    for b, j in ((0, 1), (0, 2), (1, 4)):
+        moved = gate.detach().clone()
+        moved[b, j] += step
+        scores = torch.exp(q @ k.transpose(-2, -1) / math.sqrt(8)) * moved[:, None, None]
+        out = (scores / scores.sum(-1, keepdim=True)) @ v
+        slope = ((out - gated_attention(q, k, v, gate.detach())) * weight).sum() / step
+        assert gate.grad[b, j].item() == pytest.approx(slope.item(), rel=0.02, abs=0.02)
+
+
+def test_a_dropped_key_that_scores_above_all_others_stays_finite():
+    q, k = torch.full((1, 1, 1, 1), 100.0), torch.tensor([-10.0, 10.0]).view(1, 1, 2, 1)
+    v = torch.tensor([1.0, 5.0]).view(1, 1, 2, 1)
+    gate = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    out = gated_attention(q, k, v, gate)
+    out.sum().backward()
+    assert out.item() == 1 and torch.isfinite(gate.grad).all() and gate.grad[0, 1] > 0
+
+
+def test_dropout_on_gated_weights(padded):
+    q, k, v, gate = padded
+    assert not gated_attention(q, k, v, gate, dropout_p=1.0).any()
+    mean = torch.stack([gated_attention(q, k, v, gate, dropout_p=0.2) for _ in range(2000)]).mean(0)
+    torch.testing.assert_close(mean, gated_attention(q, k, v, gate), atol=0.08, rtol=0)
+
+
+def test_padded_attention_takes_the_cheapest_exact_path(padded, monkeypatch):
+    q, k, v, gate = padded
+    exact = gated_attention(q, k, v, gate)
+    torch.testing.assert_close(padded_attention(q, k, v, gate, 0.0, whole=False), exact)
+    every = torch.ones_like(gate)
+    torch.testing.assert_close(padded_attention(q, k, v, every, 0.0, whole=True), gated_attention(q, k, v, every))
+    monkeypatch.setattr(attention, "gated_attention", lambda *args: "gated")
+    assert padded_attention(q, k, v, gate.requires_grad_(), 0.0, whole=False) == "gated"
+
+
+HEADS = {
+    "all": None,
+    "some": torch.tensor([[True, False, True, False], [False, False, False, True], [True, True, True, True]]),
+    "none of one": torch.tensor([[False] * 4, [True, False, False, False], [True] * 4]),
+    "none at all": torch.zeros(3, 4, dtype=torch.bool),
+}
+
+
+@pytest.mark.parametrize("path", ["each", "padded"])
+@pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("lengths", [((3, 1, 2), (2, 5, 1)), ((3, 3, 3), (3, 3, 3)), ((1, 2, 1), (4, 4, 4))])
+def test_packed_attention(monkeypatch, path, heads, lengths):
+    monkeypatch.setattr(attention, "_LOOP_MULTIPLY_ADDS", 0 if path == "each" else 2**40)
+    lengths_q, lengths_k = lengths
+    q, k, v = torch.randn(sum(lengths_q), 4, 8), torch.randn(sum(lengths_k), 4, 8), torch.randn(sum(lengths_k), 4, 8)
+    out, executed = packed_attention(q, k, v, lengths_q, lengths_k, heads)
+    on = torch.ones(3, 4, dtype=torch.bool) if heads is None else heads
+    begin_q = begin_k = 0
+    for b, (n, m) in enumerate(zip(lengths_q, lengths_k, strict=True)):
+        one_q, one_k, one_v = q[begin_q : begin_q + n], k[begin_k : begin_k + m], v[begin_k : begin_k + m]
+        expected = softmax_over_kept(*(t.transpose(0, 1) for t in (one_q, one_k, one_v)), torch.ones(m, dtype=torch.bool))
+        expected = expected.transpose(0, 1) * on[b, None, :, None]
+        torch.testing.assert_close(out[begin_q : begin_q + n], expected)
+        begin_q, begin_k = begin_q + n, begin_k + m
+    pairs = [on[b].sum().item() * (n * m if path == "each" else max(lengths_q) * max(lengths_k))
+             for b, (n, m) in enumerate(zip(*lengths, strict=True))]  # fmt: skip
+    assert executed == 2 * 8 * sum(pairs)
+
+
+def test_views_of_a_fused_projection_may_be_attended():
+    """q, k and v as chunks of one tensor, whose strides are not those of a tensor of their own."""
+    q, k, v = torch.randn(6, 3 * 4 * 8).chunk(3, -1)
+    q, k, v = (t.unflatten(-1, (4, 8)) for t in (q, k, v))
+    heads = HEADS["some"]
+    out, _ = packed_attention(q, k, v, (1, 2, 3), (1, 2, 3), heads)
+    same, _ = packed_attention(q.contiguous(), k.contiguous(), v.contiguous(), (1, 2, 3), (1, 2, 3), heads)
+    torch.testing.assert_close(out, same)
+
+
+@pytest.mark.parametrize("path", ["each", "padded"])
+def test_packed_attention_passes_gradients(monkeypatch, path):
+    monkeypatch.setattr(attention, "_LOOP_MULTIPLY_ADDS", 0 if path == "each" else 2**40)
+    q, k, v = (torch.randn(5, 4, 8, requires_grad=True) for _ in range(3))
+    packed_attention(q, k, v, (1, 2, 2), (1, 2, 2), HEADS["some"])[0].square().sum().backward()
+    for tensor in (q, k, v):
+        assert torch.isfinite(tensor.grad).all() and tensor.grad.any()
+    assert not q.grad[0, 1].any()  # its head is off

@@ -1,0 +1,55 @@
+import math
+
+import pytest
+import torch
+
+from smarttrim_mm.ops.gates import gumbel_keep, threshold_keep
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 10.0])
+def test_decisions_are_hard_and_as_likely_as_their_logits_say(temperature):
+    logits = torch.tensor([-2.0, 0.0, 1.0, 5.0]).repeat(20000, 1)
+    keep = gumbel_keep(logits, temperature)
+    assert set(keep.unique().tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(keep.mean(0), torch.sigmoid(logits[0]), atol=0.01, rtol=0)
+
+
+def test_the_temperature_changes_gradients_and_no_decision():
+    results = []
+    for temperature in (0.5, 2.0):
+        torch.manual_seed(0)
+        logits = torch.linspace(-3, 3, 500, requires_grad=True)
+        keep = gumbel_keep(logits, temperature)
+        keep.sum().backward()
+        results.append((keep.detach(), logits.grad))
+    (sharp, sharp_gradient), (soft, soft_gradient) = results
+    assert torch.equal(sharp, soft)
+    assert not torch.allclose(sharp_gradient, soft_gradient)
+
+
+def test_the_gradient_is_that_of_the_soft_sample(monkeypatch):
+    monkeypatch.setattr(torch, "rand_like", lambda x: torch.full_like(x, 0.5))  # no noise: logit(0.5) is 0
+    logits = torch.tensor([2 * math.log(3.0), -2 * math.log(3.0)], requires_grad=True)
+    keep = gumbel_keep(logits, 2.0)
+    keep.sum().backward()
+    assert keep.tolist() == [1.0, 0.0]
+    torch.testing.assert_close(logits.grad, torch.full((2,), 0.75 * 0.25 / 2))  # sigmoid' (log 3) / temperature
+
+
+def test_extreme_noise_stays_finite(monkeypatch):
+    for value in (0.0, 1.0):
+        monkeypatch.setattr(torch, "rand_like", lambda x, v=value: torch.full_like(x, v))
+        logits = torch.tensor([0.0, 100.0, -100.0], requires_grad=True)
+        gumbel_keep(logits, 0.01).sum().backward()
+        assert torch.isfinite(logits.grad).all()
+
+
+def test_half_precision_is_decided_in_single():
+    assert gumbel_keep(torch.zeros(3, dtype=torch.bfloat16), 1.0).dtype == torch.float32
+
+
+def test_the_threshold_is_a_probability():
+    logits = torch.tensor([-1.0, 0.0, math.log(9) - 1e-3, math.log(9) + 1e-3])
+    assert threshold_keep(logits, 0.5).tolist() == [False, True, True, True]
+    assert threshold_keep(logits, 0.9).tolist() == [False, False, False, True]
+    assert threshold_keep(logits, 0.1).tolist() == [True, True, True, True]

@@ -1,0 +1,99 @@
+"""What every tool beside training and testing starts with: a config's model with its weights, and batches of its data."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+from smarttrim_mm.cli import check_policy_weights
+from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
+from smarttrim_mm.registry import MODELS
+from smarttrim_mm.structures import VLMInputs
+from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file
+
+SPLITS = ("train", "val", "test")
+
+
+def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
+    """Reads a config and makes its scope the default one.
+
+    Args:
+        path: The file.
+        options: Settings to change, by dotted name.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"config {path!r}: no such file; see configs/")
+    cfg = Config.fromfile(path)
+    if options:
+        cfg.merge_from_dict(dict(options))
+    init_default_scope(cfg.get("default_scope", "smarttrim_mm"))
+    return cfg
+
+
+def build_model(cfg: Config, checkpoint: str | None = None) -> TrimmedVLM:
+    """Builds a config's model, ready for inference on the device at hand.
+
+    Args:
+        cfg: The config.
+        checkpoint: File of the weights; None: they stay random.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If it is damaged, of another architecture, or has no weights for the config's policy.
+        TypeError: If the config's model is no ``TrimmedVLM``.
+    """
+    settings = dict(cfg.model)
+    if "data_preprocessor" in cfg:
+        settings.setdefault("data_preprocessor", cfg.data_preprocessor)
+    model = MODELS.build(settings)
+    if not isinstance(model, TrimmedVLM):
+        raise TypeError(f"model.type is {cfg.model.type!r}; expected a TrimmedVLM, as in configs/_base_/models/")
+    if checkpoint is not None:
+        content = load_checkpoint_file(checkpoint)
+        weights = content.get("state_dict", content)
+        check_policy_weights(model, weights, checkpoint)
+        model.load_state_dict(weights, strict=False)  # the model itself refuses weights of another architecture
+    return model.to(get_device()).eval()
+
+
+def build_loader(cfg: Config, split: str) -> DataLoader:
+    """Builds the data loader of a split.
+
+    Args:
+        cfg: The config.
+        split: ``'train'``, ``'val'`` or ``'test'``.
+
+    Raises:
+        ValueError: If the split is unknown, or the config has no data for it.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; expected one of {', '.join(map(repr, SPLITS))}")
+    settings = cfg.get(f"{split}_dataloader")
+    if settings is None:
+        raise ValueError(f"{cfg.filename} has no {split}_dataloader; add one, or choose another split")
+    return Runner.build_dataloader(settings, seed=cfg.get("randomness", {}).get("seed") or 0)
+
+
+def model_batches(model: TrimmedVLM, loader: DataLoader, limit: int | None = None) -> Iterator[VLMInputs]:
+    """Goes through a loader's batches as the model takes them.
+
+    Args:
+        model: Gives the pre-processor and the device.
+        loader: The loader.
+        limit: Most batches; None: all.
+    """
+    for number, data in enumerate(loader):
+        if number == limit:
+            return
+        yield model.data_preprocessor(data, False)["inputs"]

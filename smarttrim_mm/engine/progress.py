@@ -1,0 +1,66 @@
+"""A line on the console that says how far something is and how long it will still take."""
+
+import sys
+import time
+from typing import TextIO
+
+_BAR = 20
+_REFRESH = 0.2  # seconds between two pictures of the line
+
+
+class Progress:
+    """A progress bar.
+
+    Args:
+        label: What is going on.
+        total: Number of steps.
+        file: Where to write; None: the standard output.
+        at_most: Whether it may end early, so that the time left is an upper bound.
+    """
+
+    def __init__(self, label: str, total: int, *, file: TextIO | None = None, at_most: bool = False) -> None:
+        self.label = label
+        self.total = total
+        self.file = file or sys.stdout
+        self.at_most = at_most
+        self.done = 0
+        self._begin = time.monotonic()
+        self._drawn = -_REFRESH
+        self._width = 0
+        self._draw("")
+
+    def advance(self, note: str = "") -> None:
+        """One step is done.
+
+        Args:
+            note: Something to say at the end of the line.
+        """
+        self.done += 1
+        if self.done == self.total or time.monotonic() - self._drawn >= _REFRESH:
+            self._draw(note)
+
+    def close(self, note: str = "") -> None:
+        """Nothing more comes: ends the line."""
+        self._draw(note)
+        self.file.write("\n")
+        self.file.flush()
+
+    def _draw(self, note: str) -> None:
+        self._drawn = time.monotonic()
+        elapsed = self._drawn - self._begin
+        share = min(self.done / self.total, 1.0) if self.total else 1.0
+        bar = "#" * round(_BAR * share)
+        times = f"{clock(elapsed)} elapsed"
+        if 0 < share < 1:
+            times += f", ETA {'at most ' if self.at_most else ''}{clock(elapsed / share - elapsed)}"
+        line = f"{self.label} [{bar:<{_BAR}}] {self.done}/{self.total}, {times}{'  ' if note else ''}{note}"
+        self.file.write(f"\r{line:<{self._width}}")
+        self.file.flush()
+        self._width = len(line)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as ``m:ss`` or ``h:mm:ss``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

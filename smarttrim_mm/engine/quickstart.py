@@ -1,0 +1,341 @@
+"""The quickstart: trains, prunes, calibrates, tests and times a small METER, and writes one report."""
+
+import argparse
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from smarttrim_mm.engine.report import Row, build_report
+from smarttrim_mm.engine.report_text import render, render_console
+from smarttrim_mm.engine.stages import Chain, Stage, StageError, shown_path
+from smarttrim_mm.engine.visualize import CURVES, PATCHES
+from smarttrim_mm.utils.checkpoint_io import write_atomically
+from smarttrim_mm.utils.run_guard import comparable_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+BATCH_SIZES = (1, 32)
+LONGER = "dense-longer"  # the dense model, trained on as SmartTrim is fine-tuned
+BASELINES = ("local-only", "random")
+_SMOKE_TRAIN = (
+    "param_scheduler=None", "train_cfg.max_iters=4", "train_cfg.val_interval=4", "train_dataloader.batch_size=4",
+    "default_hooks.checkpoint.interval=2", "default_hooks.logger.interval=1", "val_dataloader.dataset.num_images=8",
+)  # fmt: skip
+_SMOKE_VAL = ("val_dataloader.dataset.num_images=8",)
+_SMOKE_TEST = ("test_dataloader.dataset.num_images=8",)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where everything of one quickstart lies.
+
+    Attributes:
+        folder: The work dir.
+        configs: Folder of ``quickstart_dense.py`` and the others.
+        root: Folder that commands run in.
+        seed: Of the trainings, the random policy and the benchmark's draw.
+        speedup: What the policies are calibrated to.
+        policies: The trimmed models, SmartTrim first.
+        controls: Untrimmed models to compare with, besides the dense one.
+        smoke: A few iterations on a few images.
+    """
+
+    folder: Path
+    configs: Path
+    root: Path
+    seed: int
+    speedup: float
+    policies: tuple[str, ...]
+    controls: tuple[str, ...]
+    smoke: bool
+
+    def config(self, name: str) -> Path:
+        return self.configs / f"quickstart_{name}.py"
+
+    def work_dir(self, name: str) -> Path:
+        return self.folder / name
+
+    def calibrated(self, name: str) -> Path:
+        return self.folder / "calibrated" / f"{name}.pth"
+
+    def tested(self, name: str) -> Path:
+        return self.folder / "tested" / name
+
+    @property
+    def benchmark(self) -> Path:
+        return self.folder / "benchmark.json"
+
+    @property
+    def pictures(self) -> Path:
+        return self.folder / "pictures"
+
+    def shown(self, path: Path) -> str:
+        return shown_path(path, self.root)
+
+    def policy_options(self, name: str) -> list[str]:
+        """What the seed sets in the policy."""
+        return [f"model.policy.seed={self.seed}"] if name == "random" else []
+
+
+def plan_stages(plan: Plan) -> list[Stage]:
+    """All stages in their order."""
+    stages = [_train(plan, "dense", "train the dense model", start=None)]
+    for name in plan.policies:
+        start = partial(chosen_checkpoint, plan.work_dir("dense"))
+        if name == "random":  # its one number is set before it is trained, there being nothing to learn
+            stages.append(_calibrate(plan, name, "random-start", "find the keep ratio of the random policy", start))
+            start = partial(plan.calibrated, "random-start")
+        stages.append(_train(plan, name, f"fine-tune with {title(name)}", start))
+        calibrating = f"calibrate {title(name)} to {plan.speedup:g}x on held-out training images"
+        stages.append(_calibrate(plan, name, name, calibrating, partial(chosen_checkpoint, plan.work_dir(name))))
+    for name in plan.controls:
+        stages.append(
+            _train(plan, name, "train the dense model for longer", partial(chosen_checkpoint, plan.work_dir("dense")))
+        )
+    for name in ("dense", *plan.controls):
+        stages.append(_test(plan, name, name, f"the {title(name)}", partial(chosen_checkpoint, plan.work_dir(name))))
+    for name in plan.policies:
+        stages.append(_test(plan, name, name, title(name), partial(plan.calibrated, name)))
+    stages.append(
+        _test(plan, "dense", "dense-pass", "the dense pass of SmartTrim's weights", partial(plan.calibrated, "smarttrim"))
+    )
+    return [*stages, _benchmark(plan), _visualize(plan)]
+
+
+def title(name: str) -> str:
+    """A policy's name in text."""
+    return {
+        "dense": "dense model",
+        LONGER: "dense model, trained on as long as SmartTrim",
+        "smarttrim": "SmartTrim",
+        "local-only": "SmartTrim, local scores only",
+        "random": "random dropping",
+    }[name]
+
+
+def chosen_checkpoint(work_dir: Path) -> Path:
+    """The checkpoint of a training: the best on held-out images if the config saved one, else the last.
+
+    Raises:
+        StageError: If there is none.
+    """
+    best = sorted(work_dir.glob("best_*.pth"), key=lambda path: path.stat().st_mtime)
+    if best:
+        return best[-1]
+    pointer = work_dir / "last_checkpoint"
+    if not pointer.is_file():
+        raise StageError(f"{work_dir} holds no checkpoint; remove the folder to train again")
+    return work_dir / Path(pointer.read_text(encoding="utf-8").strip()).name
+
+
+def read_report(plan: Plan, markers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Gathers what the stages wrote and makes the report.
+
+    Args:
+        plan: Where it lies.
+        markers: Of all stages.
+    """
+    rows = {name: _row(plan, name, title(name), None) for name in ("dense", *plan.controls)}
+    rows |= {name: _row(plan, name, title(name), plan.calibrated(name)) for name in plan.policies}
+    rows["dense-pass"] = _row(plan, "dense-pass", "dense pass of SmartTrim's weights", None)
+    data = Config.fromfile(plan.config("dense")).val_dataloader.dataset
+    seeds = {
+        "training": plan.seed,
+        "benchmark's draw of pairs": plan.seed,
+        "held-out training images": data.get("val_seed", 0),
+    }
+    if "random" in plan.policies:
+        seeds["random policy"] = plan.seed
+    return build_report(
+        rows,
+        benchmark=json.loads(plan.benchmark.read_text(encoding="utf-8")),
+        speedup=plan.speedup,
+        seeds=seeds,
+        stages=[{key: marker[key] for key in ("name", "title", "command", "seconds")} for marker in markers],
+        pictures=[plan.shown(plan.pictures / name) for name in (PATCHES, CURVES)],
+        smoke=plan.smoke,
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of ``tools/quickstart.py``."""
+    parser = argparse.ArgumentParser(
+        "quickstart.py",
+        description="Train a small METER on easy-VQA, prune it with SmartTrim, test both, compare their clocks, and write "
+        "report.md and report.json. If interrupted, the same command goes on.",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the trainings and the random policy (default: %(default)s)")
+    parser.add_argument("--work-dir", metavar="DIR", help="folder of everything (default: work_dirs/quickstart)")
+    parser.add_argument(
+        "--speedup", type=float, default=2.0, help="dense over trimmed multiply-adds to calibrate to (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--skip-baselines",
+        action="store_true",
+        help="leave out the longer dense training, the local-only and the random policy",
+    )
+    parser.add_argument("--smoke", action="store_true", help="a few iterations on a few images, to see that everything runs")
+    parser.add_argument("--configs", metavar="DIR", help="folder of quickstart_*.py (default: configs/meter)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, tools: Path = ROOT / "tools", root: Path = ROOT) -> int:
+    """What ``tools/quickstart.py`` does.
+
+    Args:
+        argv: Arguments of the command line; None: this process's own.
+        tools: Folder of the tools.
+        root: Folder that commands run in.
+
+    Returns:
+        Exit status: 0, 1 after a failure, 130 after an interrupt.
+    """
+    args = parser().parse_args(argv)
+    rerun = shlex.join(["python", "tools/quickstart.py", *(sys.argv[1:] if argv is None else argv)])
+    name = "quickstart" + ("-smoke" if args.smoke else "") + (f"-seed{args.seed}" if args.seed else "")
+    plan = Plan(
+        folder=Path(args.work_dir).absolute() if args.work_dir else root / "work_dirs" / name,
+        configs=Path(args.configs).absolute() if args.configs else root / "configs" / "meter",
+        root=root,
+        seed=args.seed,
+        speedup=args.speedup,
+        policies=("smarttrim",) if args.skip_baselines else ("smarttrim", *BASELINES),
+        controls=() if args.skip_baselines else (LONGER,),
+        smoke=args.smoke,
+    )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a running tool is ended too
+    try:
+        chain = Chain(plan_stages(plan), folder=plan.folder, tools=tools, root=root, rerun=rerun)
+        report = read_report(plan, chain.run())
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; to go on: {rerun}", file=sys.stderr)
+        return 130
+    except (StageError, FileNotFoundError) as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    write_atomically(plan.folder / "report.json", (json.dumps(report, indent=1) + "\n").encode())
+    write_atomically(plan.folder / "report.md", render(report).encode())
+    print(f"\n{render_console(report)}\nreport: {plan.shown(plan.folder / 'report.md')} (and report.json)")
+    return 0
+
+
+def _train(plan: Plan, name: str, what: str, start: Callable[[], Path] | None) -> Stage:
+    options = [f"randomness.seed={plan.seed}", *plan.policy_options(name), *(_SMOKE_TRAIN if plan.smoke else ())]
+    work_dir = plan.work_dir(name)
+
+    def arguments() -> list[str]:
+        loaded = [] if start is None else [f"load_from={plan.shown(start())}"]
+        return [plan.shown(plan.config(name)), "--work-dir", plan.shown(work_dir), "--cfg-options", *options, *loaded]
+
+    return Stage(
+        name=f"train_{name}",
+        title=what,
+        tool="train.py",
+        arguments=arguments,
+        settings=comparable_settings(_read(plan.config(name))),
+        inputs=lambda: [] if start is None else [start()],
+        outputs=(work_dir / "last_checkpoint",),
+        training=work_dir,
+    )
+
+
+def _calibrate(plan: Plan, name: str, new: str, what: str, source: Callable[[], Path]) -> Stage:
+    out = plan.calibrated(new)
+    options = [*plan.policy_options(name), *(_SMOKE_VAL if plan.smoke else ())]
+
+    def arguments() -> list[str]:
+        return [
+            plan.shown(plan.config(name)), plan.shown(source()), "--speedup", f"{plan.speedup:g}", "--out", plan.shown(out),
+            "--work-dir", plan.shown(out.with_suffix("")), *(["--cfg-options", *options] if options else []),
+        ]  # fmt: skip
+
+    files = (out, out.with_suffix("") / "calibration.json")
+    return _stage(plan, name, f"calibrate_{new}", what, "calibrate.py", arguments, lambda: [source()], files)
+
+
+def _test(plan: Plan, config: str, name: str, what: str, source: Callable[[], Path]) -> Stage:
+    folder = plan.tested(name)
+    options = [*plan.policy_options(config), *(_SMOKE_TEST if plan.smoke else ())]
+
+    def arguments() -> list[str]:
+        return [
+            plan.shown(plan.config(config)), plan.shown(source()), "--work-dir", plan.shown(folder),
+            "--out", plan.shown(folder / "answers.json"), "--speedup-report", plan.shown(folder / "compute.json"),
+            *(["--cfg-options", *options] if options else []),
+        ]  # fmt: skip
+
+    files = (folder / "answers.json", folder / "compute.json")
+    return _stage(plan, config, f"test_{name}", f"test {what}", "test.py", arguments, lambda: [source()], files)
+
+
+def _benchmark(plan: Plan) -> Stage:
+    source = plan.calibrated("smarttrim")
+
+    def arguments() -> list[str]:
+        return [
+            plan.shown(plan.config("smarttrim")), plan.shown(source), "--batch-sizes", *map(str, BATCH_SIZES),
+            "--seed", str(plan.seed), "--out", plan.shown(plan.benchmark),
+            *(["--rounds", "2", "--cfg-options", *_SMOKE_TEST] if plan.smoke else []),
+        ]  # fmt: skip
+
+    what = "compare the clocks of the dense and the trimmed model"
+    return _stage(plan, "smarttrim", "benchmark", what, "benchmark.py", arguments, lambda: [source], (plan.benchmark,))
+
+
+def _visualize(plan: Plan) -> Stage:
+    source = plan.calibrated("smarttrim")
+    runs = {"dense training": "dense", "SmartTrim fine-tuning": "smarttrim"}
+
+    def arguments() -> list[str]:
+        return [
+            plan.shown(plan.config("smarttrim")), plan.shown(source), "--out", plan.shown(plan.pictures), "--curves",
+            *(f"{what}={plan.shown(plan.work_dir(name))}" for what, name in runs.items()),
+            *(["--num", "2", "--cfg-options", *_SMOKE_TEST] if plan.smoke else []),
+        ]  # fmt: skip
+
+    files = (plan.pictures / PATCHES, plan.pictures / CURVES)
+    return _stage(plan, "smarttrim", "pictures", "draw the pictures", "visualize.py", arguments, lambda: [source], files)
+
+
+def _stage(
+    plan: Plan,
+    config: str,
+    name: str,
+    what: str,
+    tool: str,
+    arguments: Callable[[], Sequence[str]],
+    inputs: Callable[[], Sequence[Path]],
+    outputs: tuple[Path, ...],
+) -> Stage:
+    settings = json.loads(json.dumps(_read(plan.config(config)).to_dict(), default=str))
+    return Stage(name, what, tool, arguments, settings, inputs, outputs)
+
+
+def _read(path: Path) -> Config:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such config; the quickstart needs quickstart_dense.py and its variants there")
+    return Config.fromfile(path)
+
+
+def _row(plan: Plan, name: str, what: str, calibrated: Path | None) -> Row:
+    folder = plan.tested(name)
+    answers = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
+    found = None
+    if calibrated is not None:
+        note = json.loads((calibrated.with_suffix("") / "calibration.json").read_text(encoding="utf-8"))
+        found = {"knob": note["knob"], "value": note["after"]["knob"], "held_out_speedup": note["after"]["speedup"]}
+    return Row(
+        title=what,
+        config=answers["config"],
+        checkpoint=answers["checkpoint"],
+        predictions=answers["predictions"],
+        compute=json.loads((folder / "compute.json").read_text(encoding="utf-8")),
+        calibration=found,
+    )

@@ -1,0 +1,253 @@
+"""A chain of commands that can be interrupted anywhere: what is finished is not redone, a training goes on.
+
+Each finished stage leaves a marker with the fingerprint of its command, its config and the content of its inputs. A stage whose
+fingerprint has changed since is run again; a training is then refused, so that nothing is lost.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from smarttrim_mm.engine.progress import clock
+from smarttrim_mm.utils.checkpoint_io import write_atomically
+from smarttrim_mm.utils.run_guard import differing_settings
+from smarttrim_mm.version import __version__
+
+_TAIL = 30  # lines of a failed stage's log
+_SHOWN = 6  # differing settings
+_LOG_PREFIX = re.compile(r"^\d\d/\d\d \d\d:\d\d:\d\d - \w+ - \w+ - ")
+_DETAIL = re.compile(
+    r"\b(?:(?:base_|data_)?(?:lr|time)|grad_norm|curriculum|memory|compute/(?!speedup)\S+|multiply_adds): \S+ *"
+)
+_PROGRESS_LINE = re.compile(r"\b(?:Iter|Epoch)\((?:train|val|test)\)")
+
+
+class StageError(RuntimeError):
+    """A stage failed, or may not be run."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of the chain.
+
+    Attributes:
+        name: Short name, also of its marker and log.
+        title: What it does, for the console.
+        tool: File name of the tool.
+        arguments: Gives the tool's arguments when the stages before are done.
+        settings: Everything in the config that the result depends on, by name.
+        inputs: Gives the files that the result depends on.
+        outputs: Files that exist when it is done.
+        training: The work dir of a training, which ``--resume`` continues; None for other tools.
+    """
+
+    name: str
+    title: str
+    tool: str
+    arguments: Callable[[], Sequence[str]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Callable[[], Sequence[Path]] = tuple
+    outputs: tuple[Path, ...] = ()
+    training: Path | None = None
+
+
+class Chain:
+    """Runs stages one after the other.
+
+    Args:
+        stages: The stages.
+        folder: Where markers (``stages/``) and logs (``logs/``) go.
+        tools: Folder of the tools.
+        root: Folder that the commands run in, and that their paths refer to.
+        rerun: The command that goes on after a failure, for its message.
+        out: Console.
+    """
+
+    def __init__(
+        self, stages: Sequence[Stage], *, folder: Path, tools: Path, root: Path, rerun: str, out: TextIO | None = None
+    ) -> None:
+        self.stages = tuple(stages)
+        self.folder = folder
+        self.tools = tools
+        self.root = root
+        self.rerun = rerun
+        self.out = out or sys.stdout
+
+    def run(self) -> list[dict[str, Any]]:
+        """Runs what is not finished.
+
+        Returns:
+            The markers of all stages: ``name``, ``title``, ``command``, ``seconds``.
+
+        Raises:
+            StageError: If a stage fails, or a training's work dir holds another run.
+        """
+        begin = time.monotonic()
+        markers = []
+        for number, stage in enumerate(self.stages, start=1):
+            heading = f"[stage {number}/{len(self.stages)}, {clock(time.monotonic() - begin)} elapsed] {stage.title}"
+            marker = self._marker(stage)
+            print_ = fingerprint(stage, self._command(stage))
+            if marker.get("status") == "done" and marker["fingerprint"] == print_ and _exist(stage.outputs):
+                self._say(f"{heading}: done before ({clock(marker['seconds'])})")
+            else:
+                self._say(heading)
+                marker = self._run_stage(stage, marker, print_)
+            markers.append(marker)
+        return markers
+
+    def _run_stage(self, stage: Stage, before: dict[str, Any], print_: str) -> dict[str, Any]:
+        command = self._command(stage)
+        begun = before.get("fingerprint") == print_ and before.get("status") == "started"
+        trained = stage.training is not None and any(stage.training.glob("*.pth"))
+        if trained and before.get("fingerprint") != print_:
+            raise StageError(self._refusal(stage, before))
+        earlier = float(before.get("seconds", 0.0)) if begun else 0.0
+        marker: dict[str, Any] = {
+            "name": stage.name,
+            "title": stage.title,
+            "command": shlex.join(["python", *command]),
+            "fingerprint": print_,
+            "status": "started",
+            "seconds": earlier,
+            "settings": dict(stage.settings),
+        }
+        self._save(stage, marker)
+        began = time.monotonic()
+        try:
+            code = self._execute(stage, [*command, *(["--resume"] if trained else [])])
+        finally:
+            marker["seconds"] = earlier + time.monotonic() - began
+            self._save(stage, marker)
+        if code != 0:
+            raise StageError(self._failure(stage, f"exit code {code}"))
+        missing = [str(path) for path in stage.outputs if not path.exists()]
+        if missing:
+            raise StageError(self._failure(stage, f"it ended well but left no {', '.join(missing)}"))
+        marker["status"] = "done"
+        self._save(stage, marker)
+        return marker
+
+    def _command(self, stage: Stage) -> list[str]:
+        return [shown_path(self.tools / stage.tool, self.root), *stage.arguments()]
+
+    def _execute(self, stage: Stage, command: Sequence[str]) -> int:
+        log = self._log(stage)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        paths = [str(self.root), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(paths)}
+        process = subprocess.Popen(
+            [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=self.root, env=environment
+        )
+        assert process.stdout is not None
+        show = _ProgressLines(self.out) if stage.tool in ("train.py", "test.py") else _Everything(self.out)
+        try:
+            with log.open("ab") as file:
+                file.write(f"$ {shlex.join(['python', *command])}\n".encode())
+                while chunk := os.read(process.stdout.fileno(), 65536):
+                    file.write(chunk)
+                    file.flush()
+                    show(chunk.decode(errors="replace"))
+            return process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+
+    def _refusal(self, stage: Stage, before: dict[str, Any]) -> str:
+        lines = differing_settings(before.get("settings", {}), stage.settings)[:_SHOWN]
+        why = f"settings differ: {'; '.join(lines)}" if lines else "its command or its inputs differ"
+        why = why if before else "it was not begun by this chain"
+        return (
+            f"{stage.training} holds another run of stage {stage.name!r} ({why}). Nothing was changed. Give another "
+            "--work-dir, or remove that folder to train it again"
+        )
+
+    def _failure(self, stage: Stage, reason: str) -> str:
+        text = self._log(stage).read_text(encoding="utf-8", errors="replace") if self._log(stage).is_file() else ""
+        tail = "\n".join(f"  | {line.rsplit(chr(13), 1)[-1]}" for line in text.splitlines()[-_TAIL:])
+        number = self.stages.index(stage) + 1
+        return (
+            f"stage {number}/{len(self.stages)} ({stage.name}: {stage.title}) failed: {reason}. The end of "
+            f"{shown_path(self._log(stage), self.root)}:\n{tail}\n"
+            f"This stage alone: {shlex.join(['python', *self._command(stage)])}\n"
+            f"To go on from here, finished stages being kept: {self.rerun}"
+        )
+
+    def _marker(self, stage: Stage) -> dict[str, Any]:
+        path = self._marker_path(stage)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):  # a damaged marker is as good as none
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _save(self, stage: Stage, marker: dict[str, Any]) -> None:
+        write_atomically(self._marker_path(stage), (json.dumps(marker, indent=1) + "\n").encode())
+
+    def _marker_path(self, stage: Stage) -> Path:
+        return self.folder / "stages" / f"{stage.name}.json"
+
+    def _log(self, stage: Stage) -> Path:
+        return self.folder / "logs" / f"{stage.name}.log"
+
+    def _say(self, text: str) -> None:
+        print(text, file=self.out, flush=True)
+
+
+def fingerprint(stage: Stage, command: Sequence[str]) -> str:
+    """A short name for a stage's command, settings and the content of its inputs; equal for equal ones."""
+    inputs = {str(path): file_digest(path) if path.is_file() else None for path in stage.inputs()}
+    content = [__version__, list(command), dict(stage.settings), inputs]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shown_path(path: Path, root: Path) -> str:
+    """A path as commands name it: relative to the root where it lies inside."""
+    path, root = path.absolute(), root.absolute()
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def _exist(paths: Sequence[Path]) -> bool:
+    return all(path.exists() for path in paths)
+
+
+class _Everything:
+    """Passes a tool's output on as it comes."""
+
+    def __init__(self, out: TextIO) -> None:
+        self.out = out
+
+    def __call__(self, text: str) -> None:
+        self.out.write(text)
+        self.out.flush()
+
+
+class _ProgressLines:
+    """Passes on the lines of mmengine's log that show progress, shortened; everything is in the log."""
+
+    def __init__(self, out: TextIO) -> None:
+        self.out = out
+        self.rest = ""
+
+    def __call__(self, text: str) -> None:
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines:
+            if _PROGRESS_LINE.search(line):
+                self.out.write(f"  {_DETAIL.sub('', _LOG_PREFIX.sub('', line))}\n")
+        self.out.flush()

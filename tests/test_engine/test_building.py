@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from smarttrim_mm.engine.building import build_loader, build_model, model_batches, read_config
+
+
+def test_model_has_the_checkpoint_s_weights_and_evaluates(small_config, small_checkpoint):
+    config = small_config("smarttrim")
+    source = small_checkpoint(config)
+    model = build_model(read_config(config), source)
+    assert not model.training
+    weights = torch.load(source, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+
+
+def test_a_trimmed_checkpoint_runs_in_a_dense_model(small_config, small_checkpoint):
+    model = build_model(read_config(small_config("dense")), small_checkpoint(small_config("smarttrim")))
+    assert not any(key.startswith("policy.") for key in model.state_dict())
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(small_config, small_checkpoint):
+    cfg = read_config(small_config("dense"), {"model.backbone.vision.layers": 3})
+    with pytest.raises(ValueError, match="another architecture"):
+        build_model(cfg, small_checkpoint(small_config("dense")))
+
+
+def test_options_change_the_config_and_batches_can_be_limited(small_config):
+    cfg = read_config(small_config("dense"), {"val_dataloader.batch_size": 1})
+    model = build_model(cfg)
+    batches = list(model_batches(model, build_loader(cfg, "val"), limit=3))
+    assert [len(inputs.images) for inputs in batches] == [1, 1, 1]
+
+
+def test_missing_data_and_models_are_named(small_config):
+    cfg = read_config(small_config("dense"))
+    cfg.val_dataloader = None
+    with pytest.raises(ValueError, match="has no val_dataloader"):
+        build_loader(cfg, "val")
+    cfg.model = {"type": "METER", "num_classes": 3}
+    cfg.pop("data_preprocessor")
+    with pytest.raises(TypeError, match=r"model\.type is 'METER'"):
+        build_model(cfg)

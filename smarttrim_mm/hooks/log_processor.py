@@ -32,6 +32,16 @@ class TrimLogProcessor(LogProcessor):
         kwargs.setdefault("by_epoch", False)
         super().__init__(mean_pattern=mean_pattern, **kwargs)
 
+    def _collect_scalars(self, custom_cfg: list[dict], runner: Runner, mode: str, reserve_prefix: bool = False) -> dict:
+        tag = super()._collect_scalars(custom_cfg, runner, mode, reserve_prefix)
+        if mode != "train":  # the metrics of one validation, not a mean with those before it
+            scalars = runner.message_hub.log_scalars
+            for key in tag:
+                name = key if reserve_prefix else f"{mode}/{key}"
+                if name in scalars and "time" not in key:
+                    tag[key] = scalars[name].current()
+        return tag
+
     def get_log_after_iter(self, runner: Runner, batch_idx: int, mode: str) -> tuple[dict, str]:
         tag, line = super().get_log_after_iter(runner, batch_idx, mode)
         return tag, shorten(line, tag)

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from mmengine.logging import print_log
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
+
+from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file
 
 _SHOWN = 8
 
@@ -57,7 +58,7 @@ def load_backbone(backbone: nn.Module, checkpoint: str) -> None:
     Raises:
         ValueError: If the weights are of another architecture; then nothing is loaded.
     """
-    state_dict = CheckpointLoader.load_checkpoint(checkpoint, map_location="cpu")["state_dict"]
+    state_dict = load_checkpoint_file(checkpoint)["state_dict"]
     weights = {key: value for key, value in state_dict.items() if key.startswith("backbone.")}
     check_state_dict(backbone, weights, "backbone.")
     backbone.load_state_dict({key.removeprefix("backbone."): value for key, value in weights.items()})

@@ -1,6 +1,9 @@
-import pytest
+from types import SimpleNamespace
 
-from smarttrim_mm.hooks.log_processor import shorten, summarise_ratios
+import pytest
+from mmengine.logging import MessageHub
+
+from smarttrim_mm.hooks.log_processor import TrimLogProcessor, shorten, summarise_ratios
 
 SCALARS = {
     "loss": 0.5,
@@ -34,3 +37,14 @@ def test_a_line_keeps_everything_else():
     short = shorten(line, SCALARS)
     assert short == f"Iter(train) [10/20]  lr: 1.0000e-03  eta: 0:00:10  loss: 0.5000  {summarise_ratios(SCALARS)}"
     assert shorten("Iter(val) [1/2]  eta: 0:00:01  ", SCALARS) == "Iter(val) [1/2]  eta: 0:00:01  "
+
+
+def test_validations_are_not_averaged_with_each_other() -> None:
+    hub = MessageHub.get_instance("log_processor_validations")
+    for accuracy in (0.5, 0.9):
+        hub.update_scalar("val/answer/accuracy", accuracy)
+        hub.update_scalar("train/accuracy", accuracy)
+    runner = SimpleNamespace(message_hub=hub)
+    processor = TrimLogProcessor()
+    assert processor._collect_scalars([], runner, "val") == {"answer/accuracy": 0.9}
+    assert processor._collect_scalars([], runner, "train") == {"accuracy": pytest.approx(0.7)}

@@ -119,6 +119,16 @@ def test_python_runs(page, folder, import_file):
         path.write_text(block.code, encoding="utf-8")
         if path.parts[0] == "smarttrim_mm":
             import_file(path)
+        else:
+            hooks_fit(path)
+
+
+def hooks_fit(config: Path) -> None:
+    """A hook that needs something of the model finds it."""
+    cfg = read_config(str(config))
+    model = build_model(cfg)
+    for hook in cfg.get("custom_hooks", []):
+        registry.HOOKS.build(hook).check(model)
 
 
 @pytest.mark.parametrize("page", pages_with("python"))
@@ -194,6 +204,17 @@ def test_commands_exist(page, tmp_path, run_as_far_as_arguments):
                 run_as_far_as_arguments(words_of_launched_tool(words[1:], tmp_path))
             elif words[0] == "python" and words[1].startswith("tools/"):
                 run_as_far_as_arguments(words[1:])
+
+
+def test_checkpoints_are_named_as_training_writes_them():
+    texts = [*PAGES.values(), *(ROOT / "configs").rglob("*.py")]
+    named = {
+        found for path in texts for found in re.findall(r"work_dirs/(quickstart_[\w-]+)/iter_(\d+)\.pth", path.read_text())
+    }
+    assert named
+    for config, iterations in named:
+        cfg = read_config(str(ROOT / "configs" / "meter" / f"{config}.py"))
+        assert cfg.train_cfg.max_iters == int(iterations), f"{config} ends at iteration {cfg.train_cfg.max_iters}"
 
 
 def words_of_launched_tool(words: list[str], tmp_path: Path) -> list[str]:

@@ -33,7 +33,12 @@ def test_files_are_found_without_a_list(where, name):
 
 @pytest.mark.parametrize(
     ("where", "wrong", "right"),
-    [(POLICIES, "SmartTrimm", "SmartTrim"), (POLICIES, "random", "Random"), (MODELS, "Meter", "METER"), (HOOKS, "CuriculumHook", "CurriculumHook")],
+    [
+        (POLICIES, "SmartTrimm", "SmartTrim"),
+        (POLICIES, "random", "Random"),
+        (MODELS, "Meter", "METER"),
+        (HOOKS, "CuriculumHook", "CurriculumHook"),
+    ],
 )
 def test_an_unknown_name_suggests_the_nearest(where, wrong, right):
     with pytest.raises(KeyError, match=f"{wrong}.*Did you mean.*'{right}'"):
@@ -41,7 +46,7 @@ def test_an_unknown_name_suggests_the_nearest(where, wrong, right):
 
 
 def test_a_name_like_no_other_lists_what_there_is():
-    with pytest.raises(KeyError, match="xyzzy.*Registered here: Dense, Random, SmartTrim"):
+    with pytest.raises(KeyError, match=r"xyzzy.*Registered here: Dense, Random, SmartTrim"):
         POLICIES.build({"type": "xyzzy"})
 
 

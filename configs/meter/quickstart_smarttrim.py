@@ -1,16 +1,21 @@
 # python tools/train.py configs/meter/quickstart_smarttrim.py \
-#     --cfg-options load_from=work_dirs/quickstart_dense/iter_1500.pth
+#     --cfg-options load_from=work_dirs/quickstart_dense/iter_2000.pth
 _base_ = "quickstart_dense.py"
 
-# The text encoder is not trimmed: its questions have six words, and it does 4 % of the compute.
+# Trimmers where they pay for themselves in so small a model: at image layers 0 and 2 and in the fusion layer. The text encoder
+# is left whole: its questions have six words, and it does 4 % of the compute.
 model = dict(
-    policy=dict(type="SmartTrim", token_layers=dict(text=[]), head_layers=dict(text=[])),
+    policy=dict(
+        type="SmartTrim",
+        token_layers=dict(image=[0, 2], text=[], fusion=[0]),
+        head_layers=dict(image=[2], text=[], fusion=[0]),
+    ),
     distillation=dict(type="SelfDistillation", weight=1.0),
     budget=dict(type="ComputeBudget", speedup=2.05, weight=10.0),
 )
 custom_hooks = [
-    dict(type="CurriculumHook", schedule="linear", end=0.5),
-    dict(type="NoiseHook", start=1.0, end=0.0, until=0.95),
+    dict(type="CurriculumHook", schedule="linear", end=0.4),
+    dict(type="NoiseHook", start=1.0, end=0.0, until=0.85),
 ]
 
 max_iters = 700

@@ -115,7 +115,9 @@ def draw_pairs(model: TrimmedVLM, loader: DataLoader, *, batch_size: int, rounds
             order += torch.randperm(len(dataset), generator=generator).tolist()
         chosen, order = order[:batch_size], order[batch_size:]
         inputs: VLMInputs = model.data_preprocessor(loader.collate_fn([dataset[i] for i in chosen]), False)["inputs"]
-        assert inputs.image_index is not None
+        if inputs.image_index is None:  # one question an image
+            yield inputs
+            continue
         questions = inputs.image_index.bincount(minlength=batch_size).cpu()
         picks = (torch.rand(batch_size, generator=generator) * questions).long() + questions.cumsum(0) - questions
         yield inputs.select(picks.to(inputs.input_ids.device))

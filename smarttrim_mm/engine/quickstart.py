@@ -21,6 +21,7 @@ from smarttrim_mm.utils.checkpoint_io import write_atomically
 from smarttrim_mm.utils.run_guard import comparable_settings
 
 ROOT = Path(__file__).resolve().parents[2]
+SPEEDUP = 2.0  # dense over trimmed multiply-adds; the budgets of the configs aim a little above it
 BATCH_SIZES = (1, 32)
 LONGER = "dense-longer"  # the dense model, trained on as SmartTrim is fine-tuned
 BASELINES = ("local-only", "random")
@@ -174,9 +175,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the trainings and the random policy (default: %(default)s)")
     parser.add_argument("--work-dir", metavar="DIR", help="folder of everything (default: work_dirs/quickstart)")
     parser.add_argument(
-        "--speedup", type=float, default=2.0, help="dense over trimmed multiply-adds to calibrate to (default: %(default)s)"
-    )
-    parser.add_argument(
         "--skip-baselines",
         action="store_true",
         help="leave out the longer dense training, the local-only and the random policy",
@@ -205,7 +203,7 @@ def main(argv: Sequence[str] | None = None, tools: Path = ROOT / "tools", root: 
         configs=Path(args.configs).absolute() if args.configs else root / "configs" / "meter",
         root=root,
         seed=args.seed,
-        speedup=args.speedup,
+        speedup=SPEEDUP,
         policies=("smarttrim",) if args.skip_baselines else ("smarttrim", *BASELINES),
         controls=() if args.skip_baselines else (LONGER,),
         smoke=args.smoke,

@@ -165,8 +165,13 @@ class Chain:
 
     def _refusal(self, stage: Stage, before: dict[str, Any]) -> str:
         lines = differing_settings(before.get("settings", {}), stage.settings)[:_SHOWN]
-        why = f"settings differ: {'; '.join(lines)}" if lines else "its command or its inputs differ"
-        why = why if before else "it was not begun by this chain"
+        if not before:
+            why = "it was not begun by this chain"
+        elif lines:
+            why = f"settings differ: {'; '.join(lines)}"
+        else:
+            own = shlex.join(["python", *self._command(stage)])
+            why = "its inputs differ" if before.get("command") == own else f"its command was {before.get('command')}"
         return (
             f"{stage.training} holds another run of stage {stage.name!r} ({why}). Nothing was changed. Give another "
             "--work-dir, or remove that folder to train it again"

@@ -1,15 +1,22 @@
 """Attention over kept tokens and kept heads: gated (training), masked (oracle), packed (inference)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
 # A dropped key may score above every kept one; its exponential only reaches the gradient of its gate, so it can be capped.
 _MAX_EXPONENT = 20.0
-# Below this many multiply-adds a sequence, one padded call beats a call per sequence on a CPU (measured in docs/design.md).
-_LOOP_MULTIPLY_ADDS = 2**22
+# From this many multiply-adds a sequence on, a call per sequence beats padded calls on a CPU (docs/design.md).
+_LOOP_MULTIPLY_ADDS = 2**20
+# Padded calls take instances of similar lengths together: one call more for each so many multiply-adds of padding.
+_PADDING_PER_BUCKET = 2**20
+_MOST_BUCKETS = 4
 
 
 def gated_attention(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, dropout_p: float = 0.0) -> Tensor:
@@ -107,45 +114,106 @@ def _attend_each(
     return out, executed
 
 
+@dataclass(frozen=True)
+class _Bucket:
+    """Instances of similar lengths, padded together.
+
+    Attributes:
+        instances: Which they are, long [b].
+        n: Queries each is padded to; ``m`` likewise keys.
+        rows_q: Packed row of each padded query, long [b n]; padding repeats row 0.
+        rows_k: Likewise of keys, long [b m].
+        mask: True at real keys, bool [b, 1, 1, m]; None if none is padding.
+    """
+
+    instances: Tensor
+    n: int
+    m: int
+    rows_q: Tensor
+    rows_k: Tensor
+    mask: Tensor | None
+
+
+@lru_cache(maxsize=256)  # the attentions of a layer, and layers that drop nothing, share their lengths
+@torch.inference_mode(False)  # what is kept must serve passes with gradients too
+def _plan(
+    lengths_q: tuple[int, ...], lengths_k: tuple[int, ...], width: int, device: torch.device
+) -> tuple[list[_Bucket], Tensor]:
+    """Sorts instances by their work into buckets, so that little is padded.
+
+    Args:
+        lengths_q: Queries of each instance.
+        lengths_k: Keys of each instance.
+        width: Width of all heads, for the cost of padding.
+        device: Where the indices go.
+
+    Returns:
+        The buckets, and where each packed query lies in their concatenated outputs, long [S].
+    """
+    n, m = np.array(lengths_q), np.array(lengths_k)
+    begin_q, begin_k = np.cumsum(n) - n, np.cumsum(m) - m
+    padding = 2 * width * int(len(n) * n.max() * m.max() - (n * m).sum())
+    count = min(1 + padding // _PADDING_PER_BUCKET, _MOST_BUCKETS, len(n))
+    order = np.argsort(n * m, kind="stable") if count > 1 else np.arange(len(n))
+    parts = np.array_split(order, count)
+    buckets = []
+    inverse = np.empty(n.sum(), dtype=np.int64)
+    offset = 0
+    for part in parts:
+        longest_q, longest_k = int(n[part].max()), int(m[part].max())
+        rows_q, real_q = _padded_rows(begin_q[part], n[part], longest_q)
+        rows_k, real_k = _padded_rows(begin_k[part], m[part], longest_k)
+        inverse[rows_q[real_q]] = offset + np.flatnonzero(real_q)
+        offset += rows_q.size
+        mask = None if real_k.all() else torch.from_numpy(real_k).to(device)[:, None, None, :]
+        flat_q, flat_k = (torch.from_numpy(rows.ravel()).to(device) for rows in (rows_q, rows_k))
+        buckets.append(_Bucket(torch.from_numpy(part).to(device), longest_q, longest_k, flat_q, flat_k, mask))
+    return buckets, torch.from_numpy(inverse).to(device)
+
+
+def _padded_rows(begin: NDArray, lengths: NDArray, longest: int) -> tuple[NDArray, NDArray]:
+    local = np.arange(longest)
+    real = local < lengths[:, None]
+    return np.where(real, begin[:, None] + local, 0), real
+
+
 def _attend_padded(
     q: Tensor, k: Tensor, v: Tensor, lengths_q: Sequence[int], lengths_k: Sequence[int], heads: Tensor | None
 ) -> tuple[Tensor, int]:
-    n, m = max(lengths_q), max(lengths_k)
-    slots_q, slots_k = _slots(lengths_q, q.device), _slots(lengths_k, k.device)
-    q = _pad(q, slots_q, len(lengths_q), n)
-    k = _pad(k, slots_k, len(lengths_k), m)
-    v = _pad(v, slots_k, len(lengths_k), m)
-    mask = None
-    if slots_k is not None:
-        counts = torch.tensor(lengths_k, device=k.device)
-        mask = (torch.arange(m, device=k.device) < counts.unsqueeze(1))[:, None, None, :]
-    pairs = None if heads is None or bool(heads.all()) else heads.flatten().nonzero().squeeze(1)
+    buckets, inverse = _plan(tuple(lengths_q), tuple(lengths_k), q.shape[1] * q.shape[2], q.device)
+    whole = heads is None or bool(heads.all())
+    single = len(buckets) == 1 and len(inverse) == len(buckets[0].rows_q)  # equal lengths: the packed rows are the padded ones
+    outputs = []
+    executed = 0
+    for bucket in buckets:
+        size = len(bucket.instances)
+        padded = []
+        for x, rows, longest in ((q, bucket.rows_q, bucket.n), (k, bucket.rows_k, bucket.m), (v, bucket.rows_k, bucket.m)):
+            x = x if single and bucket.mask is None else x.index_select(0, rows)
+            padded.append(x.unflatten(0, (size, longest)).transpose(1, 2))  # [b, H, n, d]
+        on = None if whole or heads is None else heads.index_select(0, bucket.instances)
+        out, pairs = _attend_heads(padded[0], padded[1], padded[2], bucket.mask, on)
+        executed += 2 * pairs * bucket.n * bucket.m * q.shape[2]
+        outputs.append(out.transpose(1, 2).flatten(0, 1))  # [b n, H, d]
+    if single:
+        return outputs[0], executed
+    return torch.cat(outputs).index_select(0, inverse), executed
+
+
+def _attend_heads(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, on: Tensor | None) -> tuple[Tensor, int]:
+    """Attention of the (instance, head) pairs that are on; each is a sequence of its own.
+
+    Returns:
+        [b, H, n, d], zero where a head is off, and the number of pairs.
+    """
+    pairs = None if on is None or bool(on.all()) else on.flatten().nonzero().squeeze(1)
     if pairs is None:
-        out = scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        executed = 2 * q.shape[0] * q.shape[1] * n * m * q.shape[-1]
-    else:  # an (instance, head) pair that is on is one sequence
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask), q.shape[0] * q.shape[1]
+    out = q.new_zeros(q.shape)  # zeros_like would keep the strides of a transposed view
+    if len(pairs):
         if mask is not None:
             mask = mask.squeeze(1).index_select(0, pairs // q.shape[1]).unsqueeze(1)
         on_q, on_k, on_v = (t.flatten(0, 1).index_select(0, pairs).unsqueeze(1) for t in (q, k, v))
         part = scaled_dot_product_attention(on_q, on_k, on_v, attn_mask=mask)
-        out = q.new_zeros(q.shape)  # zeros_like would keep the strides of a transposed view
-        out.view(-1, n, q.shape[-1]).index_copy_(0, pairs, part.squeeze(1))
-        executed = 2 * len(pairs) * n * m * q.shape[-1]
-    out = out.transpose(1, 2).flatten(0, 1)  # [B n, H, d]
-    return (out if slots_q is None else out.index_select(0, slots_q)), executed
-
-
-def _slots(lengths: Sequence[int], device: torch.device) -> Tensor | None:
-    """Where packed tokens go in a padded batch, long [S]; None if nothing needs padding."""
-    longest = max(lengths)
-    if min(lengths) == longest:
-        return None
-    counts = torch.tensor(lengths, device=device)
-    begins = torch.arange(len(lengths), device=device) * longest - (counts.cumsum(0) - counts)
-    return torch.arange(sum(lengths), device=device) + begins.repeat_interleave(counts)
-
-
-def _pad(x: Tensor, slots: Tensor | None, batch_size: int, longest: int) -> Tensor:
-    if slots is not None:
-        x = x.new_zeros(batch_size * longest, *x.shape[1:]).index_copy_(0, slots, x)
-    return x.view(batch_size, longest, *x.shape[1:]).transpose(1, 2)  # [B, H, n, d]
+        out.view(-1, *q.shape[2:]).index_copy_(0, pairs, part.squeeze(1))
+    return out, len(pairs)

@@ -61,7 +61,7 @@ class Random(Policy):
 
     @classmethod
     def example_configs(cls) -> dict[str, dict[str, Any]]:
-        return {"default": {}, "every layer": {"keep_ratio": 0.7}, "one layer": {"keep_ratio": 0.4, "layers": {"image": [1]}}}
+        return {"default": {}, "70% a layer": {"keep_ratio": 0.7}}
 
     def before_layer(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> Decision:
         keep_ratio = 1 - self.progress * self.get_knob()

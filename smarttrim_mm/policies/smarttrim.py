@@ -81,7 +81,6 @@ class SmartTrim(Policy):
         return {
             "default": {},
             "untrained": {"stable_init": False},
-            "tokens only": {"stable_init": False, "head_trimmer": None},
             "heads only": {"stable_init": False, "token_trimmer": None},
         }
 

@@ -14,6 +14,7 @@ from smarttrim_mm.visualization.traces import PairTrace
 
 MAX_COLUMNS = 9  # layers drawn of a deep model
 MAX_LINES = 6  # lines of a question
+_WORD_SIZES = (8, 7, 6, 5)
 _PANEL, _TEXT_PANEL = 1.15, 3.9  # inches
 _GREY, _RIGHT, _WRONG = "#9a9a9a", "#1a7f37", "#b42318"
 _LEGEND = "Grey patches and struck words are left out from that layer on; the class token and the text's ends always stay."
@@ -151,23 +152,28 @@ def _draw_question(panel: Axes, trace: PairTrace) -> None:
 
 
 def _draw_words(panel: Axes, x: float, y: float, words: Sequence[str], kept: np.ndarray) -> None:
-    """Writes words one after the other, dropped ones grey and struck, smaller if they would leave the panel."""
+    """Writes words one after the other, dropped ones grey and struck; smaller if they would leave the panel, at last cut."""
     canvas = panel.figure.canvas
     assert isinstance(canvas, FigureCanvasAgg)
     renderer = canvas.get_renderer()
     to_axes = panel.transAxes.inverted()
     space = 0.012
-    for fontsize in (8, 7, 6, 5, 4):
+    for fontsize in _WORD_SIZES:
         texts, at = [], x
         for word, stays in zip(words, kept, strict=True):
             text = panel.text(at, y, word, fontsize=fontsize, va="center", color="black" if stays else _GREY)
             box = text.get_window_extent(renderer).transformed(to_axes)
-            texts.append((text, box))
+            texts.append((text, box, stays))
             at = box.x1 + space
-        if at <= 1.0 or fontsize == 4:
+        if at - space <= 1.0 or fontsize == _WORD_SIZES[-1]:
             break
-        for text, _ in texts:
+        for text, *_ in texts:
             text.remove()
-    for (_, box), stays in zip(texts, kept, strict=True):
+    fitting = [entry for entry in texts if entry[1].x1 <= (1.0 if at - space <= 1.0 else 1.0 - 2 * space)]
+    for text, *_ in texts[len(fitting) :]:
+        text.remove()
+    if len(fitting) < len(texts):
+        panel.text(1.0, y, "\u2026", fontsize=_WORD_SIZES[-1], va="center", ha="right", color=_GREY)
+    for _, box, stays in fitting:
         if not stays:
             panel.add_line(Line2D([box.x0, box.x1], [y, y], color=_GREY, linewidth=0.9, transform=panel.transAxes))

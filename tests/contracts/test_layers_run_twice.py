@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from smarttrim_mm.layers import execution
+
 BUDGET = {"type": "RatioBudget", "token_ratio": 0.5, "head_ratio": 0.5}
 LONG = {"lengths": [20, 18, 16, 12, 19, 17], "image_index": [0, 0, 1, 1, 2, 3]}  # words are left in the last layer
 

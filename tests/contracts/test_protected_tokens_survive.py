@@ -17,8 +17,7 @@ def test_a_policy_that_drops_everything(build, inputs_of, backbone, batch, kind,
             expected = torch.zeros_like(layout.kept_grid())
             expected[:, 0] = True
             if name == "text":
-                special = inputs.special_mask if entry.rows is None else inputs.special_mask
-                expected |= special & inputs.text_mask
+                expected |= inputs.special_mask & inputs.text_mask
             assert torch.equal(layout.kept_grid(), expected), f"{entry.step.name}/{name}"
             assert torch.equal(layout.counts(), layout.floor())
     assert torch.isfinite(logits).all()

@@ -87,7 +87,9 @@ def test_both_streams_read_what_the_other_was(decoder_layer, fixed, tokens):
     (host, words), (other, pixels) = decoder_layer(False), decoder_layer(False)
     layer = pixels.layers["words"]
     mirrored = tuple(
-        type(view)("image." + view.name.split(".")[1], "image" if view.reads == "words" else "words", *list(vars(view).values())[2:])
+        type(view)(
+            "image." + view.name.split(".")[1], "image" if view.reads == "words" else "words", *list(vars(view).values())[2:]
+        )
         for view in layer.attentions
     )
     both = type(words)("fusion.0", {**words.layers, "image": type(layer)(mirrored, layer.mlp, layer.pre_norm, layer.owner)})

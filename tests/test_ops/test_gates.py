@@ -44,6 +44,14 @@ def test_extreme_noise_stays_finite(monkeypatch):
         assert torch.isfinite(logits.grad).all()
 
 
+def test_noise_can_be_scaled_down_to_none():
+    logits = torch.tensor([-1.0, -1e-3, 1e-3, 1.0]).repeat(5000, 1)
+    assert torch.equal(gumbel_keep(logits, 1.0, noise=0.0), (logits > 0).float())
+    sampled, calmer = (gumbel_keep(logits, 1.0, noise).mean(0) for noise in (1.0, 0.5))
+    torch.testing.assert_close(sampled[3], torch.sigmoid(torch.tensor(1.0)), atol=0.02, rtol=0)
+    torch.testing.assert_close(calmer[3], torch.sigmoid(torch.tensor(2.0)), atol=0.02, rtol=0)
+
+
 def test_half_precision_is_decided_in_single():
     assert gumbel_keep(torch.zeros(3, dtype=torch.bfloat16), 1.0).dtype == torch.float32
 

@@ -34,7 +34,7 @@ def run(script: str, *arguments: str) -> str:
         "CUDA_VISIBLE_DEVICES": "",
     }
     command = ["bash", str(ROOT / "tools" / script), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout + done.stderr
 

@@ -12,7 +12,7 @@ from torch.nn.functional import dropout, scaled_dot_product_attention
 
 # A dropped key may score above every kept one; its exponential only reaches the gradient of its gate, so it can be capped.
 _MAX_EXPONENT = 20.0
-# From this many multiply-adds a sequence on, a call per sequence beats padded calls on a CPU (docs/design.md).
+# From this many multiply-adds a sequence on, a call per sequence beats padded calls on a CPU: a rule of thumb.
 _LOOP_MULTIPLY_ADDS = 2**20
 # Padded calls take instances of similar lengths together: one call more for each so many multiply-adds of padding.
 _PADDING_PER_BUCKET = 2**20

@@ -49,6 +49,7 @@ def test_smoke_run_in_this_process(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_smoke_run_goes_on_after_a_kill(tmp_path):
     """The whole command in processes of its own, ended in the middle of a training."""
     folder = tmp_path / "quickstart"

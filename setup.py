@@ -24,7 +24,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.11,<3.13",
     packages=find_packages(include=["smarttrim_mm", "smarttrim_mm.*"]),
     install_requires=read_requirements("core.txt"),
 )

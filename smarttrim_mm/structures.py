@@ -288,10 +288,15 @@ class TokenStream:
             guide_index: Position of the guide token, 0 or None.
 
         Raises:
-            ValueError: If the guide token is not the first one.
+            ValueError: If the guide token is not the first one, or no token of an instance would be protected.
         """
         if guide_index not in (0, None):
             raise ValueError(f"guide_index is {guide_index}; expected 0 (the first token speaks for the stream) or None")
+        if guide_index is None and (special is None or not bool(special.any(1).all())):
+            raise ValueError(
+                "guide_index is None and special protects no token of some instance; expected at least one protected token "
+                "each, as a policy may drop all others"
+            )
         whole = valid is None
         valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if valid is None else valid
         protected = torch.zeros_like(valid) if special is None else special & valid

@@ -77,13 +77,16 @@ def test_only_decisions_with_an_effect_receive_gradients(stream):
 
 
 def test_without_a_guide_token_the_kept_ones_speak(stream):
-    mean = TokenStream.start(stream.x, ids=IDS, valid=VALID, guide_index=None)
+    last = torch.tensor([[False, False, False, True], [True, False, False, False]])
+    with pytest.raises(ValueError, match="special protects no token"):
+        TokenStream.start(stream.x, ids=IDS, valid=VALID, guide_index=None)
+    mean = TokenStream.start(stream.x, ids=IDS, valid=VALID, special=last, guide_index=None)
     keep = torch.tensor([[True, False, False, True], [True, True, True, True]])
     packed = mean.pack()
     for one in (mean.select(keep), packed.select(packed.layout.from_grid(keep))):
         assert one.guide().tolist() == [[1.5], [10.5]]
         assert one.layout.guide_index is None
-    assert not mean.layout.protected.any()
+    assert torch.equal(mean.layout.protected, last & VALID)
 
 
 def test_expand_repeats_instances(stream):

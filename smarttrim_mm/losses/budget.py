@@ -91,10 +91,12 @@ class RatioBudget(BudgetLoss):
         trimmed = {f"{step.step.name}/{name}" for step in record.steps for name in record.policy.trims(step.step)[0]}
         tokens = _mean(ratio for key, ratio in record.kept().items() if key in trimmed)
         heads = _mean(record.heads().values())
-        losses = {"target": torch.tensor(self.scheduled(self.token_ratio))}
+        losses = {}
         if tokens is not None:
+            losses["target_tokens"] = torch.tensor(self.scheduled(self.token_ratio))
             losses["loss_budget_tokens"] = self.weight * (tokens - self.scheduled(self.token_ratio)) ** 2
         if heads is not None:
+            losses["target_heads"] = torch.tensor(self.scheduled(self.head_ratio))
             losses["loss_budget_heads"] = self.weight * (heads - self.scheduled(self.head_ratio)) ** 2
         return losses
 

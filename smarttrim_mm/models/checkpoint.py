@@ -58,8 +58,8 @@ def load_backbone(backbone: nn.Module, checkpoint: str) -> None:
     Raises:
         ValueError: If the weights are of another architecture; then nothing is loaded.
     """
-    state_dict = load_checkpoint_file(checkpoint)["state_dict"]
-    weights = {key: value for key, value in state_dict.items() if key.startswith("backbone.")}
+    content = load_checkpoint_file(checkpoint)
+    weights = {key: value for key, value in content.get("state_dict", content).items() if key.startswith("backbone.")}
     check_state_dict(backbone, weights, "backbone.")
     backbone.load_state_dict({key.removeprefix("backbone."): value for key, value in weights.items()})
 

@@ -137,14 +137,14 @@ class _Bucket:
 @lru_cache(maxsize=256)  # the attentions of a layer, and layers that drop nothing, share their lengths
 @torch.inference_mode(False)  # what is kept must serve passes with gradients too
 def _plan(
-    lengths_q: tuple[int, ...], lengths_k: tuple[int, ...], width: int, device: torch.device
+    lengths_q: tuple[int, ...], lengths_k: tuple[int, ...], padding_per_bucket: int, device: torch.device
 ) -> tuple[list[_Bucket], Tensor]:
     """Sorts instances by their work into buckets, so that little is padded.
 
     Args:
         lengths_q: Queries of each instance.
         lengths_k: Keys of each instance.
-        width: Width of all heads, for the cost of padding.
+        padding_per_bucket: How many padded scores are worth one bucket more.
         device: Where the indices go.
 
     Returns:
@@ -152,8 +152,8 @@ def _plan(
     """
     n, m = np.array(lengths_q), np.array(lengths_k)
     begin_q, begin_k = np.cumsum(n) - n, np.cumsum(m) - m
-    padding = 2 * width * int(len(n) * n.max() * m.max() - (n * m).sum())
-    count = min(1 + padding // _PADDING_PER_BUCKET, _MOST_BUCKETS, len(n))
+    padding = int(len(n) * n.max() * m.max() - (n * m).sum())
+    count = min(1 + padding // padding_per_bucket, _MOST_BUCKETS, len(n))
     order = np.argsort(n * m, kind="stable") if count > 1 else np.arange(len(n))
     parts = np.array_split(order, count)
     buckets = []
@@ -180,7 +180,8 @@ def _padded_rows(begin: NDArray, lengths: NDArray, longest: int) -> tuple[NDArra
 def _attend_padded(
     q: Tensor, k: Tensor, v: Tensor, lengths_q: Sequence[int], lengths_k: Sequence[int], heads: Tensor | None
 ) -> tuple[Tensor, int]:
-    buckets, inverse = _plan(tuple(lengths_q), tuple(lengths_k), q.shape[1] * q.shape[2], q.device)
+    padding_per_bucket = max(1, _PADDING_PER_BUCKET // (2 * q.shape[1] * q.shape[2]))
+    buckets, inverse = _plan(tuple(lengths_q), tuple(lengths_k), padding_per_bucket, q.device)
     whole = heads is None or bool(heads.all())
     single = len(buckets) == 1 and len(inverse) == len(buckets[0].rows_q)  # equal lengths: the packed rows are the padded ones
     outputs = []

@@ -158,11 +158,11 @@ def _check_archive(path: Path) -> None:
     """Refuses damaged bytes, which torch would load as wrong weights."""
     if not zipfile.is_zipfile(path):
         return  # the format before torch 1.6 has no checksums; a truncated file fails in the reading
-    with zipfile.ZipFile(path) as archive:
-        try:
+    try:
+        with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
-            raise CheckpointError(_corrupt(path, error)) from error
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise CheckpointError(_corrupt(path, error)) from error
     if damaged is not None:
         raise CheckpointError(_corrupt(path, f"the checksum of {damaged} is wrong"))
 

@@ -103,9 +103,9 @@ def choose_pairs(model: TrimmedVLM, loader: DataLoader, num: int, seed: int = 0)
     pairs: list[tuple[int, int]] = []
     costs: list[float] = []
     for chunk in _chunks(order, 16):
-        inputs = model.data_preprocessor(loader.collate_fn([dataset[item] for item in chunk]), False)["inputs"]
-        costs += model.trace(inputs)[1].multiply_adds().tolist()
-        counts = inputs.image_index.bincount(minlength=len(chunk)).tolist()
+        data = model.data_preprocessor(loader.collate_fn([dataset[item] for item in chunk]), False)
+        costs += model.trace(data["inputs"])[1].multiply_adds().tolist()
+        counts = [len(sample.questions) for sample in data["data_samples"]]
         pairs += [(item, question) for item, count in zip(chunk, counts, strict=True) for question in range(count)]
     return [pairs[i] for i in spread(costs, [item for item, _ in pairs], num)]
 

@@ -33,7 +33,7 @@ def test_ratio_budget_by_hand(trimmed):
     )
     assert losses["loss_budget_tokens"].item() == pytest.approx(3 * (token_ratio - 0.6) ** 2, rel=1e-4)
     assert losses["loss_budget_heads"].item() == pytest.approx(3 * (head_ratio - 0.7) ** 2, rel=1e-4)
-    assert losses["target"].item() == pytest.approx(0.6)
+    assert losses["target_tokens"].item() == pytest.approx(0.6)
 
 
 def test_the_curriculum_moves_the_target(trimmed):
@@ -44,7 +44,7 @@ def test_the_curriculum_moves_the_target(trimmed):
     ratios = RatioBudget(token_ratio=0.5, head_ratio=0.8)
     for progress, target in ((0.0, 1.0), (0.5, 0.75), (1.0, 0.5)):
         ratios.set_curriculum(progress)
-        assert ratios(trimmed)["target"].item() == pytest.approx(target)
+        assert ratios(trimmed)["target_tokens"].item() == pytest.approx(target)
 
 
 @pytest.mark.parametrize("budget", [ComputeBudget(speedup=3.0), RatioBudget(token_ratio=0.3, head_ratio=0.3)])

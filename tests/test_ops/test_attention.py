@@ -87,11 +87,17 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("path", ["each", "padded"])
+@pytest.fixture(params=["each", "padded", "buckets"])
+def path(request, monkeypatch):
+    """One of the ways in which packed sequences are attended."""
+    monkeypatch.setattr(attention, "_LOOP_MULTIPLY_ADDS", 0 if request.param == "each" else 2**40)
+    monkeypatch.setattr(attention, "_PADDING_PER_BUCKET", 1 if request.param == "buckets" else 2**40)
+    return request.param
+
+
 @pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("lengths", [((3, 1, 2), (2, 5, 1)), ((3, 3, 3), (3, 3, 3)), ((1, 2, 1), (4, 4, 4))])
-def test_packed_attention(monkeypatch, path, heads, lengths):
-    monkeypatch.setattr(attention, "_LOOP_MULTIPLY_ADDS", 0 if path == "each" else 2**40)
+def test_packed_attention(path, heads, lengths):
     lengths_q, lengths_k = lengths
     q, k, v = torch.randn(sum(lengths_q), 4, 8), torch.randn(sum(lengths_k), 4, 8), torch.randn(sum(lengths_k), 4, 8)
     out, executed = packed_attention(q, k, v, lengths_q, lengths_k, heads)
@@ -103,7 +109,8 @@ def test_packed_attention(monkeypatch, path, heads, lengths):
         expected = expected.transpose(0, 1) * on[b, None, :, None]
         torch.testing.assert_close(out[begin_q : begin_q + n], expected)
         begin_q, begin_k = begin_q + n, begin_k + m
-    pairs = [on[b].sum().item() * (n * m if path == "each" else max(lengths_q) * max(lengths_k))
+    # with three instances and no limit every bucket holds one: nothing is padded
+    pairs = [on[b].sum().item() * (max(lengths_q) * max(lengths_k) if path == "padded" else n * m)
              for b, (n, m) in enumerate(zip(*lengths, strict=True))]  # fmt: skip
     assert executed == 2 * 8 * sum(pairs)
 
@@ -118,9 +125,23 @@ def test_views_of_a_fused_projection_may_be_attended():
     torch.testing.assert_close(out, same)
 
 
-@pytest.mark.parametrize("path", ["each", "padded"])
-def test_packed_attention_passes_gradients(monkeypatch, path):
-    monkeypatch.setattr(attention, "_LOOP_MULTIPLY_ADDS", 0 if path == "each" else 2**40)
+def test_buckets_of_several_instances(monkeypatch):
+    """Sorted, padded, attended and put back in their order, with heads off."""
+    lengths_q, lengths_k = (5, 1, 7, 2, 6, 3, 1, 4, 9), (2, 8, 1, 5, 5, 3, 9, 1, 4)
+    q = torch.randn(sum(lengths_q), 4, 8)
+    k, v = torch.randn(sum(lengths_k), 4, 8), torch.randn(sum(lengths_k), 4, 8)
+    heads = torch.rand(9, 4) > 0.4
+    monkeypatch.setattr(attention, "_LOOP_MULTIPLY_ADDS", 0)
+    exact, least = packed_attention(q, k, v, lengths_q, lengths_k, heads)
+    monkeypatch.setattr(attention, "_LOOP_MULTIPLY_ADDS", 2**40)
+    most = packed_attention(q, k, v, lengths_q, lengths_k, heads)[1]
+    monkeypatch.setattr(attention, "_PADDING_PER_BUCKET", 2 * 4 * 8 * 100)
+    out, executed = packed_attention(q, k, v, lengths_q, lengths_k, heads)
+    torch.testing.assert_close(out, exact)
+    assert least < executed < most
+
+
+def test_packed_attention_passes_gradients(path):
     q, k, v = (torch.randn(5, 4, 8, requires_grad=True) for _ in range(3))
     packed_attention(q, k, v, (1, 2, 2), (1, 2, 2), HEADS["some"])[0].square().sum().backward()
     for tensor in (q, k, v):

@@ -9,8 +9,7 @@ pipeline = [
     dict(type="TokenizeQuestions", tokenizer=dict(type="WordTokenizer", words=words), max_length=16),
     dict(type="PackVQAInputs"),
 ]
-# Loading takes 7 ms a batch; on two cores a worker process costs more than that. With workers, add
-# persistent_workers=True.
+# Decoding so small images costs less than a worker process would on two cores. With workers, add persistent_workers=True.
 loader = dict(batch_size=32, num_workers=0, collate_fn=dict(type="pseudo_collate"))
 
 train_dataloader = dict(

@@ -71,6 +71,8 @@ def test(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = test_parser().parse_args(argv)
     cfg = _read_config(args, default_work_dir="./work_dirs/{}/test")
     cfg.load_from, cfg.resume = args.checkpoint, False
+    if "logger" in cfg.get("default_hooks", {}):  # a test is short: its progress shows every few batches
+        cfg.default_hooks.logger.interval = min(cfg.default_hooks.logger.get("interval", 10), 10)
     if args.out:
         _metrics(cfg).append({"type": AnswerDump.__name__})
     if args.speedup_report:

@@ -15,7 +15,7 @@ _MAX_EXPONENT = 20.0
 # From this many multiply-adds a sequence on, a call per sequence beats padded calls on a CPU: a rule of thumb.
 _LOOP_MULTIPLY_ADDS = 2**20
 # Padded calls take instances of similar lengths together: one call more for each so many multiply-adds of padding.
-_PADDING_PER_BUCKET = 2**20
+_PADDING_PER_BUCKET = 2**22
 _MOST_BUCKETS = 4
 
 

@@ -76,6 +76,8 @@ class SmartTrim(Policy):
                     sizes = {"heads": view.heads, "guides": served, "stable_init": stable_init}
                     self.head_trimmers[_key(step, view.name)] = TRIMMERS.build({**(head_trimmer or {}), **sizes})
 
+        self._steps = chosen_tokens | chosen_heads
+
     @classmethod
     def example_configs(cls) -> dict[str, dict[str, Any]]:
         return {
@@ -85,6 +87,8 @@ class SmartTrim(Policy):
         }
 
     def before_layer(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> Decision:
+        if step.name not in self._steps:
+            return Decision()
         at_hand = {**guides, **{name: stream.guide() for name, stream in streams.items()}}
         keep = {
             name: self._gate(self.token_trimmers[_key(step, name)](stream, at_hand))

@@ -82,3 +82,11 @@ def test_noise_fades(toy_config):
     assert runner.model.policy.noise == 0.0
     with pytest.raises(ValueError, match=r"end is -0\.5; expected a noise of at least 0\.0"):
         NoiseHook(start=1.0, end=-0.5)
+
+
+def test_temperature_follows_its_schedule(toy_config):
+    runner = Runner.from_cfg(toy_config(custom_hooks=[{"type": "TemperatureHook", "start": 4.0, "end": 2.0, "until": 0.5}]))
+    runner.model.policy.temperature = 1.0
+    runner.train()
+    logged = runner.message_hub.get_scalar("train/temperature").data[0].tolist()
+    assert logged == [4.0, 3.5, 3.0, 2.5, 2.0, 2.0, 2.0, 2.0] and runner.model.policy.temperature == 2.0

@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None, tools: Path = ROOT / "tools", root: 
         controls=() if args.skip_baselines else (LONGER,),
         smoke=args.smoke,
     )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a running tool is ended too
+    handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a running tool is ended too
     try:
         chain = Chain(plan_stages(plan), folder=plan.folder, tools=tools, root=root, rerun=rerun)
         report = read_report(plan, chain.run())
@@ -218,6 +218,8 @@ def main(argv: Sequence[str] | None = None, tools: Path = ROOT / "tools", root: 
     except (StageError, FileNotFoundError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
+    finally:
+        signal.signal(signal.SIGTERM, handler)
     write_atomically(plan.folder / "report.json", (json.dumps(report, indent=1) + "\n").encode())
     write_atomically(plan.folder / "report.md", render(report).encode())
     print(f"\n{render_console(report)}\nreport: {plan.shown(plan.folder / 'report.md')} (and report.json)")

@@ -1,5 +1,6 @@
 """Invariant 2: both executions of the same decisions agree."""
 
+import pytest
 import torch
 
 from smarttrim_mm.testing import Replay, Strip, kept_grids
@@ -42,7 +43,10 @@ def test_gradients_agree(build, inputs_of, backbone, policy):
     for kind in ("masked", "packed"):
         model.zero_grad()
         model.trace(inputs, kind, policy=replay)[0].square().sum().backward()
-        gradients.append({name: p.grad for name, p in model.backbone.named_parameters()})
+        # what packed execution never multiplied has no gradient at all, and masked execution one of zeros
+        gradients.append(
+            {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.backbone.named_parameters()}
+        )
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], atol=1e-3, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -59,3 +63,26 @@ def test_mixed_decisions(build, inputs_of, backbone, batch):
                 grids[name] = torch.rand(grid.shape) < share.unsqueeze(1)
         masked, packed = (model.trace(inputs, kind, policy=replay)[0] for kind in ("masked", "packed"))
     torch.testing.assert_close(packed, masked, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["masked", "packed"])
+def test_mixed_precision(build, inputs_of, backbone, policy, kind):
+    """Under autocast both executions run, alone and in a batch, and stay near single precision on the same decisions."""
+    model = build(backbone, policy)
+    inputs = inputs_of(model)
+    with torch.no_grad():
+        exact, record = model.trace(inputs, "masked")
+        for pairs in (torch.arange(6), torch.tensor([0])):
+            with torch.autocast("cpu", torch.bfloat16):
+                logits, _ = model.trace(inputs.select(pairs), kind, policy=Replay(record, pairs))
+                model.trace(inputs.select(pairs), kind)
+            torch.testing.assert_close(logits.float(), exact[pairs], atol=0.1, rtol=0.1)
+
+
+def test_inference_mode_leaves_nothing_behind(build, inputs_of, backbone, policy):
+    """Nothing that a pass without gradients keeps for later stops a pass with gradients."""
+    model = build(backbone, policy)
+    inputs = inputs_of(model)
+    with torch.inference_mode():
+        model.trace(inputs)
+    model.trace(inputs)[0].sum().backward()

@@ -47,12 +47,17 @@ def test_pixels_are_normalised_as_rgb():
     assert images[0, :, 0, 0].tolist() == [1.0, -1.0, -1.0]
 
 
+def test_images_with_one_question_each_need_no_index():
+    assert VisionLanguagePreprocessor()(batch(item(0, [[0, 2]]), item(1, [[0, 2]])))["inputs"].image_index is None
+    assert VisionLanguagePreprocessor()(batch(item(0, [[0, 2], [0, 2]])))["inputs"].image_index.tolist() == [0, 0]
+
+
 def test_targets_may_be_unknown():
     assert VisionLanguagePreprocessor()(batch(item(0, [[0, 2]], targets=False)))["inputs"].targets is None
 
 
 def test_everything_follows_the_device():
-    inputs = VisionLanguagePreprocessor().to("meta")(batch(item(0, [[0, 2]])))["inputs"]
+    inputs = VisionLanguagePreprocessor().to("meta")(batch(item(0, [[0, 2], [0, 5, 2]])))["inputs"]
     assert {value.device.type for value in vars(inputs).values()} == {"meta"}
 
 

@@ -1,6 +1,7 @@
 """The quickstart's chain with fake tools that write what the real ones write, in no time."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,12 @@ def test_seed_reaches_trainings_policy_and_benchmark(fake):
     assert all("randomness.seed=7" in call for call in fake.calls if call.startswith("train"))
     assert all("model.policy.seed=7" in call for call in fake.calls if "quickstart_random" in call)
     assert any("--seed 7" in call for call in fake.calls if call.startswith("benchmark"))
+
+
+def test_signals_are_handled_as_before_afterwards(fake):
+    before = signal.getsignal(signal.SIGTERM)
+    assert fake.run("--skip-baselines") == 0
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_baselines_can_be_left_out(fake):

@@ -42,7 +42,6 @@ def test_smoke_run_in_this_process(tmp_path, monkeypatch):
         return 0
 
     monkeypatch.setattr(Chain, "_execute", execute)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
     folder = tmp_path / "quickstart"
     assert quickstart.main(["--smoke", "--skip-baselines", "--work-dir", str(folder)]) == 0
     check_report(folder, ["dense", "smarttrim", "dense-pass"])

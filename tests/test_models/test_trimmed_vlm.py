@@ -206,3 +206,15 @@ def test_unknown_parts_suggest_the_nearest():
         MODELS.build({"type": "TrimedVLM"})
     with pytest.raises(KeyError, match="Did you mean 'METER'"):
         MODELS.build({"type": "TrimmedVLM", "backbone": {"type": "METRE"}, "policy": {"type": "Dense"}})
+
+
+def test_training_in_mixed_precision(make_model, make_inputs):
+    parts = {"distillation": {"type": "SelfDistillation"}, "budget": {"type": "ComputeBudget", "speedup": 2.0}}
+    model = make_model(SMARTTRIM, **parts).train()
+    inputs = make_inputs(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.loss(inputs)
+        total(losses).backward()
+    assert all(losses[key].dtype == torch.float32 for key in losses if "loss" in key)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert all(p.grad is not None for p in model.policy.parameters())

@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE ?= 1
 
 .PHONY: quickstart test test-slow lint format clean
 
-quickstart: $(VENV)/installed  ## train, trim, test and time a small METER on real data (20 minutes on two cores)
+quickstart: $(VENV)/installed  ## train, trim, test and time a small METER on real data; a CPU is enough
 	$(BIN)/python tools/quickstart.py $(ARGS)
 
 test: $(VENV)/installed-dev  ## all fast tests

@@ -253,7 +253,8 @@ def _calibrate(plan: Plan, name: str, new: str, what: str, source: Callable[[], 
 
     def arguments() -> list[str]:
         return [
-            plan.shown(plan.config(name)), plan.shown(source()), "--speedup", f"{plan.speedup:g}", "--margin", f"{MARGIN:g}", "--out", plan.shown(out),
+            plan.shown(plan.config(name)), plan.shown(source()), "--speedup", f"{plan.speedup:g}", "--margin", f"{MARGIN:g}",
+            "--out", plan.shown(out),
             "--work-dir", plan.shown(out.with_suffix("")), *(["--cfg-options", *options] if options else []),
         ]  # fmt: skip
 

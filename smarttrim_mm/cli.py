@@ -3,22 +3,22 @@
 import argparse
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import nn
 
 from smarttrim_mm.evaluation.answer_dump import AnswerDump
 from smarttrim_mm.hooks.log_processor import summarise_ratios
+from smarttrim_mm.models.checkpoint import check_policy_weights
 from smarttrim_mm.optim.autocast import AutocastOptimWrapper
 from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file, newest_checkpoint, use_safe_loader, write_atomically
-from smarttrim_mm.utils.launch import LAUNCHERS, call_on_main, init_processes, wrap_for_cpu
+from smarttrim_mm.utils.config import read_config
+from smarttrim_mm.utils.launch import LAUNCHERS, call_on_main, init_processes, unwrapped_model, wrap_for_cpu
 from smarttrim_mm.utils.run_guard import claim_work_dir
 
 
@@ -86,7 +86,7 @@ def test(argv: Sequence[str] | None = None) -> dict[str, Any]:
     names = call_on_main(lambda: _weight_names(args.checkpoint))
     use_safe_loader()
     runner = Runner.from_cfg(cfg)
-    check_policy_weights(runner.model.module if is_model_wrapper(runner.model) else runner.model, names, args.checkpoint)
+    check_policy_weights(unwrapped_model(runner), names, args.checkpoint)
     metrics = runner.test()
     if is_main_process():
         if args.out:
@@ -172,27 +172,6 @@ def resume_from(cfg: Config, checkpoint: str) -> None:
         randomness["seed"] = content["meta"].get("seed")
 
 
-def check_policy_weights(model: nn.Module, names: Iterable[str], checkpoint: str) -> None:
-    """Refuses to test a policy that was never trained.
-
-    Args:
-        model: The unwrapped model.
-        names: Names of the checkpoint's weights.
-        checkpoint: Its path, for the error.
-
-    Raises:
-        ValueError: If the model's policy has parameters and the checkpoint has none for it.
-    """
-    policy = getattr(model, "policy", None)
-    if policy is None or not any(True for _ in policy.parameters()):
-        return
-    if not any(name.startswith("policy.") for name in names):
-        raise ValueError(
-            f"{checkpoint} has no weights 'policy.*' for the {type(policy).__name__} of this config, whose decisions would be "
-            f"random; train it first (tools/train.py ... --cfg-options load_from={checkpoint}), or test with a dense policy"
-        )
-
-
 def speedup_table(metrics: dict[str, Any]) -> str:
     """Compute per image-question pair and kept ratios, as a few lines of text.
 
@@ -228,12 +207,8 @@ def _add_common(parser: argparse.ArgumentParser, work_dir_help: str) -> None:
 
 
 def _read_config(args: argparse.Namespace, default_work_dir: str) -> Config:
-    if not Path(args.config).is_file():
-        raise FileNotFoundError(f"config {args.config!r}: no such file; see configs/")
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir

@@ -1,41 +1,22 @@
 """What every tool beside training and testing starts with: a config's model with its weights, and batches of its data."""
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from smarttrim_mm.cli import check_policy_weights
+from smarttrim_mm.models.checkpoint import check_policy_weights
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
 from smarttrim_mm.registry import MODELS
 from smarttrim_mm.structures import VLMInputs
 from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file
+from smarttrim_mm.utils.config import read_config
+
+__all__ = ["build_loader", "build_model", "model_batches", "read_config"]
 
 SPLITS = ("train", "val", "test")
-
-
-def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
-    """Reads a config and makes its scope the default one.
-
-    Args:
-        path: The file.
-        options: Settings to change, by dotted name.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"config {path!r}: no such file; see configs/")
-    cfg = Config.fromfile(path)
-    if options:
-        cfg.merge_from_dict(dict(options))
-    init_default_scope(cfg.get("default_scope", "smarttrim_mm"))
-    return cfg
 
 
 def build_model(cfg: Config, checkpoint: str | None = None) -> TrimmedVLM:

@@ -5,6 +5,7 @@ compute included.
 """
 
 import argparse
+import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -231,13 +232,9 @@ def save_calibrated(path: str, model: TrimmedVLM, source: str, note: dict[str, A
     # without its iteration it is not taken for a checkpoint to resume from
     kept = {key: value for key, value in meta.items() if key not in ("iter", "epoch")}
     weights = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(path).with_name(f".{Path(path).name}.partial")
-    try:
-        torch.save({"meta": {**kept, "calibration": note}, "state_dict": weights}, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    content = io.BytesIO()
+    torch.save({"meta": {**kept, "calibration": note}, "state_dict": weights}, content)
+    write_atomically(path, content.getvalue())
 
 
 def calibration_table(found: Calibration, name: str) -> str:

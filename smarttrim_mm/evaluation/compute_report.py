@@ -9,6 +9,7 @@ import numpy as np
 from mmengine.evaluator import BaseMetric
 
 from smarttrim_mm.registry import METRICS
+from smarttrim_mm.utils.checkpoint_io import write_atomically
 
 _MILLION = 1e6
 _RATIOS = ("kept/", "heads/")
@@ -87,5 +88,5 @@ class ComputeReport(BaseMetric):
         }
         whole = {name: value for name, value in metrics.items() if not name.startswith(_RATIOS)}
         units = "multiply-adds in M per image-question pair, unshared; ratios in 0-1"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"pairs": pairs, "units": units, **whole, **ratios}, indent=2) + "\n", encoding="utf-8")
+        content = {"pairs": pairs, "units": units, **whole, **ratios}
+        write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())

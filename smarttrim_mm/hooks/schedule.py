@@ -4,12 +4,12 @@ from abc import abstractmethod
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
 from smarttrim_mm.ops.schedules import check_schedule, schedule, window_progress
 from smarttrim_mm.registry import HOOKS
+from smarttrim_mm.utils.launch import unwrapped_model
 
 
 class ScheduleHook(Hook):
@@ -56,7 +56,7 @@ class ScheduleHook(Hook):
         """Raises a ValueError if the unwrapped model lacks what is to be moved."""
 
     def before_train(self, runner: Runner) -> None:
-        self.check(_unwrapped(runner))
+        self.check(unwrapped_model(runner))
         self._training = True
         self._apply_current(runner)
 
@@ -75,7 +75,7 @@ class ScheduleHook(Hook):
 
     def _apply_current(self, runner: Runner) -> float:
         progress = self.progress(runner.iter, runner.max_iters) if self._training else 1.0
-        return self.apply(_unwrapped(runner), progress)
+        return self.apply(unwrapped_model(runner), progress)
 
 
 @HOOKS.register_module()
@@ -172,7 +172,3 @@ class NoiseHook(GateHook):
 
     attribute = "noise"
     least = 0.0
-
-
-def _unwrapped(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model

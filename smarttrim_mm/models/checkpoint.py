@@ -1,6 +1,6 @@
 """Checks a checkpoint against a model before anything is loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
@@ -45,6 +45,27 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], prefix:
             "The checkpoint is of another architecture than the config's model; nothing was loaded.\n"
             + "\n".join(problems)
             + "\nUse the config that the checkpoint was trained with, or convert the checkpoint first."
+        )
+
+
+def check_policy_weights(model: nn.Module, names: Iterable[str], checkpoint: str) -> None:
+    """Refuses to test a policy that was never trained.
+
+    Args:
+        model: The unwrapped model.
+        names: Names of the checkpoint's weights.
+        checkpoint: Its path, for the error.
+
+    Raises:
+        ValueError: If the model's policy has parameters and the checkpoint has none for it.
+    """
+    policy = getattr(model, "policy", None)
+    if policy is None or not any(True for _ in policy.parameters()):
+        return
+    if not any(name.startswith("policy.") for name in names):
+        raise ValueError(
+            f"{checkpoint} has no weights 'policy.*' for the {type(policy).__name__} of this config, whose decisions would be "
+            f"random; train it first (tools/train.py ... --cfg-options load_from={checkpoint}), or test with a dense policy"
         )
 
 

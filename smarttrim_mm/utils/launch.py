@@ -10,7 +10,10 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import broadcast_object_list, init_dist, is_distributed, is_main_process
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
+from torch import nn
 
 T = TypeVar("T")
 
@@ -104,3 +107,8 @@ def call_on_main(function: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+def unwrapped_model(runner: Runner) -> nn.Module:
+    """The runner's model without its distributed wrapper."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -141,13 +141,17 @@ def table(name: str, result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def in_words(threads: int) -> str:
+    """A number of threads."""
+    return f"{threads} thread{'s' if threads > 1 else ''}"
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """What the times depend on beside the model."""
     names = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     found = {
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": device.type,
@@ -168,7 +172,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", nargs="?", help="file written by train.py or calibrate.py (default: random weights)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 32], metavar="N", help="pairs of a batch (1 32)")
     parser.add_argument("--rounds", type=int, default=60, help="timed batches of each size (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="threads of torch (default: torch's own choice)")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", metavar="N", help="threads of torch, one after the other (default: its own choice)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the draw of pairs, and of random weights (default: 0)")
     parser.add_argument("--split", default="test", help="data of the config: train, val or test (default: %(default)s)")
     parser.add_argument("--out", metavar="FILE", help="write everything to this JSON file")
@@ -185,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         argv: Arguments of the command line; None: this process's own.
 
     Returns:
-        JSON data: the machine, the load, the command, and one result a batch size.
+        JSON data: the machine, the load, the command, and one result for each number of threads and batch size.
 
     Raises:
         ValueError: If a number, the data or the checkpoint does not fit.
@@ -194,13 +200,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parser().parse_args(argv)
     for name, value in (
         ("--rounds", args.rounds),
-        ("--threads", args.threads),
+        *(("--threads", n) for n in args.threads or ()),
         *(("--batch-sizes", n) for n in args.batch_sizes),
     ):
-        if value is not None and value < 1:
+        if value < 1:
             raise ValueError(f"{name} is {value}; expected at least 1")
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     cfg = read_config(args.config, args.cfg_options)
     model = build_model(cfg, args.checkpoint)
@@ -217,16 +221,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "load_average": {"before": _load()},
         "results": [],
     }
-    for size in args.batch_sizes:
-        bar = Progress(f"benchmark, batch {size}", args.rounds * len(_contenders(model)))
-        batches = draw_pairs(model, loader, batch_size=size, rounds=WARMUP + args.rounds, seed=args.seed)
-        result = benchmark(model, batches, on_run=bar.advance)
-        bar.close()
-        content["results"].append({"batch_size": size, **result})
-        print(table(f"batch {size}, {args.rounds} rounds", result), flush=True)
+    for threads in args.threads or [torch.get_num_threads()]:
+        torch.set_num_threads(threads)
+        for size in args.batch_sizes:
+            name = f"batch {size}, {in_words(threads)}"
+            bar = Progress(f"benchmark, {name}", args.rounds * len(_contenders(model)))
+            batches = draw_pairs(model, loader, batch_size=size, rounds=WARMUP + args.rounds, seed=args.seed)
+            result = benchmark(model, batches, on_run=bar.advance)
+            bar.close()
+            content["results"].append({"batch_size": size, "threads": threads, **result})
+            print(table(f"{name}, {args.rounds} rounds", result), flush=True)
     content["load_average"]["after"] = _load()
     here = content["machine"]
-    print(f"{here.get('gpu', here['cpu'])}, {here['threads']} threads, torch {here['torch']}, load {content['load_average']}")
+    print(f"{here.get('gpu', here['cpu'])}, torch {here['torch']}, load {content['load_average']}")
     if content["load_average"]["before"][0] > 0.5:
         print("The machine was busy when this began: the spread of the ratios tells how far to trust them.")
     if args.checkpoint is None:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 
 from smarttrim_mm.engine.report import Row, build_report
@@ -283,12 +284,18 @@ def _benchmark(plan: Plan) -> Stage:
     def arguments() -> list[str]:
         return [
             plan.shown(plan.config("smarttrim")), plan.shown(source), "--batch-sizes", *map(str, BATCH_SIZES),
-            "--seed", str(plan.seed), "--out", plan.shown(plan.benchmark),
+            "--threads", *map(str, _thread_counts()), "--seed", str(plan.seed), "--out", plan.shown(plan.benchmark),
             *(["--rounds", "2", "--cfg-options", *_SMOKE_TEST] if plan.smoke else []),
         ]  # fmt: skip
 
     what = "compare the clocks of the dense and the trimmed model"
     return _stage(plan, "smarttrim", "benchmark", what, "benchmark.py", arguments, lambda: [source], (plan.benchmark,))
+
+
+def _thread_counts() -> list[int]:
+    """Torch's own choice first, then a single thread: what a small model gains depends on it."""
+    count = torch.get_num_threads()
+    return [count] if count == 1 or torch.cuda.is_available() else [count, 1]
 
 
 def _visualize(plan: Plan) -> Stage:

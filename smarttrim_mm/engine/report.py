@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from smarttrim_mm.engine.benchmark import HOST, PACKED
+from smarttrim_mm.engine.benchmark import HOST, PACKED, in_words
 from smarttrim_mm.engine.comparison import Comparison, compare
 
 DENSE_ACCURACY = 0.88  # wanted of the dense model
@@ -117,7 +117,7 @@ def targets(dense: Row, trimmed: Row, benchmark: Mapping[str, Any], speedup: flo
     result = next((result for result in benchmark["results"] if result["batch_size"] == size), None)
     if result is not None:
         faster = result["contenders"][benchmark["policy"]]["speedup"]["median"]
-        found.append((f"times faster on the clock at batch {size}", ">=", wanted, faster))
+        found.append((f"times faster on the clock at batch {size}, {in_words(result['threads'])}", ">=", wanted, faster))
     return [
         {
             "what": what,
@@ -152,18 +152,19 @@ def clock_sentence(result: Mapping[str, Any], policy: str) -> str:
     row, packed = result["contenders"][policy], result["contenders"][PACKED]
     faster, alone = row["speedup"], packed["speedup"]["median"]
     ratio = result["dense_multiply_adds"] / row["decided_multiply_adds"]
+    middle = f"middle half of {result['rounds']} rounds {faster['q1']:.2f}-{faster['q3']:.2f}"
     return (
-        f"At batch {result['batch_size']} {policy} is {_faster(faster['median'])} the host model's own dense forward (middle "
-        f"half of {result['rounds']} rounds {faster['q1']:.2f}-{faster['q3']:.2f}), with {ratio:.2f} times fewer multiply-adds "
-        f"on the same pairs; packed but untrimmed the model runs at {alone:.2f}x."
+        f"At batch {result['batch_size']} on {in_words(result['threads'])} {policy} is {_faster(faster['median'])} the host "
+        f"model's own dense forward ({middle}), with {ratio:.2f} times fewer multiply-adds on the same pairs; packed but "
+        f"untrimmed the model runs at {alone:.2f}x."
     )
 
 
 def overhead_sentences(benchmark: Mapping[str, Any]) -> list[str]:
     """Says so if a batch of one is bound by something else than arithmetic."""
+    results = [result for result in benchmark["results"] if result["threads"] == benchmark["results"][0]["threads"]]
     times = {
-        result["batch_size"]: result["contenders"][HOST]["ms_per_batch"]["median"] / result["batch_size"]
-        for result in benchmark["results"]
+        result["batch_size"]: result["contenders"][HOST]["ms_per_batch"]["median"] / result["batch_size"] for result in results
     }
     largest = max(times)
     if 1 not in times or largest == 1 or times[1] < 2 * times[largest]:

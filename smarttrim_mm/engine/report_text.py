@@ -27,7 +27,7 @@ def render(report: Mapping[str, Any]) -> str:
         "\n".join(f"- {finding}" for finding in report["findings"]),
         "## Clock",
         clock_table(report),
-        f"{here.get('gpu', here['cpu'])}, {here['threads']} threads, torch {here['torch']}; load average "
+        f"{here.get('gpu', here['cpu'])}, torch {here['torch']}; load average "
         f"{report['load_average']['before']} before and {report['load_average']['after']} after. New unshared pairs each "
         "round, contenders in rotated order; the ratios are the result, times depend on the machine.",
         "## Pictures",
@@ -85,19 +85,20 @@ def model_table(report: Mapping[str, Any]) -> str:
 
 
 def clock_table(report: Mapping[str, Any]) -> str:
-    """One row a batch size and contender."""
+    """One row for each number of threads, batch size and contender."""
     rows = []
     for result in report["clock"]:
         for name, row in result["contenders"].items():
             ratio, executed = row["speedup"], row["executed_multiply_adds"]
             rows.append(
                 [
-                    str(result["batch_size"]), name, f"{ratio['median']:.2f}",
+                    str(result["threads"]), str(result["batch_size"]), name, f"{ratio['median']:.2f}",
                     "" if name == HOST else f"{ratio['q1']:.2f}-{ratio['q3']:.2f}", f"{row['ms_per_batch']['median']:.1f}",
                     f"{row['decided_multiply_adds']:.2f}", "" if executed is None else f"{executed:.2f}",
                 ]
             )  # fmt: skip
-    return table(["batch", "execution", "x faster", "middle half", "ms per batch", "M decided", "M executed"], rows)
+    headers = ["threads", "batch", "execution", "x faster", "middle half", "ms per batch", "M decided", "M executed"]
+    return table(headers, rows)
 
 
 def target_table(report: Mapping[str, Any]) -> str:

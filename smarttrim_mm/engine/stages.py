@@ -17,18 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from smarttrim_mm.engine.progress import clock
+from smarttrim_mm.engine.progress import Progress, clock
 from smarttrim_mm.utils.checkpoint_io import write_atomically
 from smarttrim_mm.utils.run_guard import differing_settings
 from smarttrim_mm.version import __version__
 
 _TAIL = 30  # lines of a failed stage's log
 _SHOWN = 6  # differing settings
-_LOG_PREFIX = re.compile(r"^\d\d/\d\d \d\d:\d\d:\d\d - \w+ - \w+ - ")
-_DETAIL = re.compile(
-    r"\b(?:(?:base_|data_)?(?:lr|time)|grad_norm|curriculum|memory|compute/(?!speedup)\S+|multiply_adds): \S+ *"
-)
-_PROGRESS_LINE = re.compile(r"\b(?:Iter|Epoch)\((?:train|val|test)\)")
+_PROGRESS = re.compile(r"\b(?:Iter|Epoch)\((train|val|test)\) +(?:\[\d+\]\S* *)?\[ *(\d+)/(\d+)\](.*)")
+_LABELS = {"train": "training", "val": "validating", "test": "testing"}
+_SCALAR = re.compile(r"(\S+): (\S+)")
+_SHOWN_SCALARS = ("loss", "accuracy", "speedup")  # by the last part of their names
 
 
 class StageError(RuntimeError):
@@ -149,7 +148,7 @@ class Chain:
             [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=self.root, env=environment
         )
         assert process.stdout is not None
-        show = _ProgressLines(self.out) if stage.tool in ("train.py", "test.py") else _Everything(self.out)
+        show = ProgressBars(self.out) if stage.tool in ("train.py", "test.py") else _Everything(self.out)
         try:
             with log.open("ab") as file:
                 file.write(f"$ {shlex.join(['python', *command])}\n".encode())
@@ -159,6 +158,7 @@ class Chain:
                     show(chunk.decode(errors="replace"))
             return process.wait()
         finally:
+            show.close()
             if process.poll() is None:
                 process.terminate()
                 process.wait()
@@ -242,17 +242,50 @@ class _Everything:
         self.out.write(text)
         self.out.flush()
 
+    def close(self) -> None:
+        """Nothing is left to end."""
 
-class _ProgressLines:
-    """Passes on the lines of mmengine's log that show progress, shortened; everything is in the log."""
+
+class ProgressBars:
+    """Turns the lines of mmengine's log that show progress into bars; everything is in the log.
+
+    Args:
+        out: Console.
+    """
 
     def __init__(self, out: TextIO) -> None:
         self.out = out
         self.rest = ""
+        self.mode = ""
+        self.note = ""
+        self.bar: Progress | None = None
 
     def __call__(self, text: str) -> None:
+        """Takes the next piece of the log."""
         *lines, self.rest = (self.rest + text).split("\n")
         for line in lines:
-            if _PROGRESS_LINE.search(line):
-                self.out.write(f"  {_DETAIL.sub('', _LOG_PREFIX.sub('', line))}\n")
-        self.out.flush()
+            found = _PROGRESS.search(line)
+            if found is not None:
+                mode, done, total, scalars = found.groups()
+                self._show(mode, int(done), int(total), _note(scalars))
+
+    def _show(self, mode: str, done: int, total: int, note: str) -> None:
+        if self.bar is None or mode != self.mode:
+            self.close()
+            # the time of the steps before its first line is not known
+            self.bar, self.mode = Progress(f"  {_LABELS[mode]}", total, file=self.out, done=done), mode
+        self.note = note
+        self.bar.reach(done, note)
+        if done == total:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the line that is being drawn."""
+        if self.bar is not None:
+            self.bar.close(self.note)
+            self.bar = None
+
+
+def _note(scalars: str) -> str:
+    values = {name.rpartition("/")[2]: value for name, value in _SCALAR.findall(scalars)}
+    return "  ".join(f"{name} {values[name]}" for name in _SHOWN_SCALARS if name in values)

@@ -17,6 +17,8 @@ _LOOP_MULTIPLY_ADDS = 2**20
 # Padded calls take instances of similar lengths together: one call more for each so many multiply-adds of padding.
 _PADDING_PER_BUCKET = 2**22
 _MOST_BUCKETS = 4
+# The CPU kernel takes 16 fp32 numbers at a time and what remains one by one: 32 keys cost it less than 30.
+_PADDED_MULTIPLE = 16
 
 
 def gated_attention(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, dropout_p: float = 0.0) -> Tensor:
@@ -65,7 +67,7 @@ def padded_attention(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, dropout_p: f
 
 
 def packed_attention(
-    q: Tensor, k: Tensor, v: Tensor, lengths_q: Sequence[int], lengths_k: Sequence[int], heads: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, lengths_q: tuple[int, ...], lengths_k: tuple[int, ...], heads: Tensor | None = None
 ) -> tuple[Tensor, int]:
     """Attention of each instance's queries over its own keys, for the heads that are on.
 
@@ -80,8 +82,10 @@ def packed_attention(
     Returns:
         [S, H, d], zero where a head is off, and the multiply-adds that were executed.
     """
-    work = max(lengths_q) * max(lengths_k) * q.shape[1] * q.shape[2] * 2
-    if len(lengths_q) == 1 or (work > _LOOP_MULTIPLY_ADDS and q.device.type == "cpu"):
+    longest_q, longest_k = max(lengths_q), max(lengths_k)
+    equal = len(q) == longest_q * len(lengths_q) and len(k) == longest_k * len(lengths_k) and heads is None
+    work = 2 * longest_q * longest_k * q.shape[1] * q.shape[2]
+    if len(lengths_q) == 1 or (work > _LOOP_MULTIPLY_ADDS and not equal and q.device.type == "cpu"):
         return _attend_each(q, k, v, lengths_q, lengths_k, heads)
     return _attend_padded(q, k, v, lengths_q, lengths_k, heads)
 
@@ -115,30 +119,44 @@ def _attend_each(
 
 
 @dataclass(frozen=True)
+class _Padding:
+    """Where the tokens of some instances lie when they are padded to a common length.
+
+    Attributes:
+        rows: Packed row of each padded token, long [b length]; padding repeats row 0.
+        length: The common length.
+        mask: True at tokens, bool [b, 1, 1, length]; None if none is padding.
+        tokens: Packed row of each token, int64 [s].
+        spots: Its place among the padded tokens, int64 [s].
+    """
+
+    rows: Tensor
+    length: int
+    mask: Tensor | None
+    tokens: NDArray
+    spots: NDArray
+
+
+@dataclass(frozen=True)
 class _Bucket:
     """Instances of similar lengths, padded together.
 
     Attributes:
-        instances: Which they are, long [b].
-        n: Queries each is padded to; ``m`` likewise keys.
-        rows_q: Packed row of each padded query, long [b n]; padding repeats row 0.
-        rows_k: Likewise of keys, long [b m].
-        mask: True at real keys, bool [b, 1, 1, m]; None if none is padding.
+        instances: Which they are; None: all, in order.
+        of_q: Padding of the queries.
+        of_k: Padding of the keys.
     """
 
-    instances: Tensor
-    n: int
-    m: int
-    rows_q: Tensor
-    rows_k: Tensor
-    mask: Tensor | None
+    instances: list[int] | None
+    of_q: _Padding
+    of_k: _Padding
 
 
-@lru_cache(maxsize=256)  # the attentions of a layer, and layers that drop nothing, share their lengths
+@lru_cache(maxsize=256)  # layers that drop nothing share their lengths
 @torch.inference_mode(False)  # what is kept must serve passes with gradients too
 def _plan(
     lengths_q: tuple[int, ...], lengths_k: tuple[int, ...], padding_per_bucket: int, device: torch.device
-) -> tuple[list[_Bucket], Tensor]:
+) -> tuple[tuple[_Bucket, ...], Tensor | None]:
     """Sorts instances by their work into buckets, so that little is padded.
 
     Args:
@@ -148,57 +166,69 @@ def _plan(
         device: Where the indices go.
 
     Returns:
-        The buckets, and where each packed query lies in their concatenated outputs, long [S].
+        The buckets, and where each packed query lies in their concatenated padded outputs, long [S]; None: in order.
     """
-    n, m = np.array(lengths_q), np.array(lengths_k)
-    begin_q, begin_k = np.cumsum(n) - n, np.cumsum(m) - m
-    padding = int(len(n) * n.max() * m.max() - (n * m).sum())
-    count = min(1 + padding // padding_per_bucket, _MOST_BUCKETS, len(n))
-    order = np.argsort(n * m, kind="stable") if count > 1 else np.arange(len(n))
-    parts = np.array_split(order, count)
+    work = [n * m for n, m in zip(lengths_q, lengths_k, strict=True)]
+    padding = len(work) * max(lengths_q) * max(lengths_k) - sum(work)
+    count = min(1 + padding // padding_per_bucket, _MOST_BUCKETS, len(work))
+    if count == 1:
+        of_q = _pad(lengths_q, None, device)
+        inverse = None if of_q.mask is None else torch.from_numpy(of_q.spots).to(device)
+        return (_Bucket(None, of_q, _pad(lengths_k, None, device)),), inverse
     buckets = []
-    inverse = np.empty(n.sum(), dtype=np.int64)
+    places = np.empty(sum(lengths_q), dtype=np.int64)
     offset = 0
-    for part in parts:
-        longest_q, longest_k = int(n[part].max()), int(m[part].max())
-        rows_q, real_q = _padded_rows(begin_q[part], n[part], longest_q)
-        rows_k, real_k = _padded_rows(begin_k[part], m[part], longest_k)
-        inverse[rows_q[real_q]] = offset + np.flatnonzero(real_q)
-        offset += rows_q.size
-        mask = None if real_k.all() else torch.from_numpy(real_k).to(device)[:, None, None, :]
-        flat_q, flat_k = (torch.from_numpy(rows.ravel()).to(device) for rows in (rows_q, rows_k))
-        buckets.append(_Bucket(torch.from_numpy(part).to(device), longest_q, longest_k, flat_q, flat_k, mask))
-    return buckets, torch.from_numpy(inverse).to(device)
+    for part in np.array_split(np.argsort(work, kind="stable"), count):
+        instances = part.tolist()
+        of_q, of_k = (_pad(lengths, tuple(instances), device) for lengths in (lengths_q, lengths_k))
+        places[of_q.tokens] = offset + of_q.spots
+        offset += len(of_q.rows)
+        buckets.append(_Bucket(instances, of_q, of_k))
+    return tuple(buckets), torch.from_numpy(places).to(device)
 
 
-def _padded_rows(begin: NDArray, lengths: NDArray, longest: int) -> tuple[NDArray, NDArray]:
-    local = np.arange(longest)
-    real = local < lengths[:, None]
-    return np.where(real, begin[:, None] + local, 0), real
+@lru_cache(maxsize=256)  # a stream is padded alike in all attentions of a layer
+@torch.inference_mode(False)
+def _pad(lengths: tuple[int, ...], instances: tuple[int, ...] | None, device: torch.device) -> _Padding:
+    """Pads instances (None: all) to a multiple of 16 tokens, unless they are of one length."""
+    size = np.array(lengths)
+    begin = np.cumsum(size) - size
+    if instances is not None:
+        size, begin = size[list(instances)], begin[list(instances)]
+    length = int(size.max())
+    equal = bool((size == length).all())
+    if not equal:
+        length = -(-length // _PADDED_MULTIPLE) * _PADDED_MULTIPLE
+    local = np.arange(length)
+    rows, real = (begin[:, None] + local).ravel(), local < size[:, None]
+    spots = np.flatnonzero(real)
+    tokens = rows[spots]
+    rows[~real.ravel()] = 0
+    mask = None if equal else torch.from_numpy(real).to(device)[:, None, None, :]
+    return _Padding(torch.from_numpy(rows).to(device), length, mask, tokens, spots)
 
 
 def _attend_padded(
-    q: Tensor, k: Tensor, v: Tensor, lengths_q: Sequence[int], lengths_k: Sequence[int], heads: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, lengths_q: tuple[int, ...], lengths_k: tuple[int, ...], heads: Tensor | None
 ) -> tuple[Tensor, int]:
     padding_per_bucket = max(1, _PADDING_PER_BUCKET // (2 * q.shape[1] * q.shape[2]))
-    buckets, inverse = _plan(tuple(lengths_q), tuple(lengths_k), padding_per_bucket, q.device)
-    whole = heads is None or bool(heads.all())
-    single = len(buckets) == 1 and len(inverse) == len(buckets[0].rows_q)  # equal lengths: the packed rows are the padded ones
+    buckets, inverse = _plan(lengths_q, lengths_k, padding_per_bucket, q.device)
+    if heads is not None and bool(heads.all()):
+        heads = None
     outputs = []
     executed = 0
     for bucket in buckets:
-        size = len(bucket.instances)
         padded = []
-        for x, rows, longest in ((q, bucket.rows_q, bucket.n), (k, bucket.rows_k, bucket.m), (v, bucket.rows_k, bucket.m)):
-            x = x if single and bucket.mask is None else x.index_select(0, rows)
-            padded.append(x.unflatten(0, (size, longest)).transpose(1, 2))  # [b, H, n, d]
-        on = None if whole or heads is None else heads.index_select(0, bucket.instances)
-        out, pairs = _attend_heads(padded[0], padded[1], padded[2], bucket.mask, on)
-        executed += 2 * pairs * bucket.n * bucket.m * q.shape[2]
+        for x, padding in ((q, bucket.of_q), (k, bucket.of_k), (v, bucket.of_k)):
+            if bucket.instances is not None or padding.mask is not None:  # else the packed rows are the padded ones
+                x = x.index_select(0, padding.rows)
+            padded.append(x.unflatten(0, (-1, padding.length)).transpose(1, 2))  # [b, H, n, d]
+        on = heads if heads is None or bucket.instances is None else heads[bucket.instances]
+        out, pairs = _attend_heads(padded[0], padded[1], padded[2], bucket.of_k.mask, on)
+        executed += 2 * pairs * bucket.of_q.length * bucket.of_k.length * q.shape[2]
         outputs.append(out.transpose(1, 2).flatten(0, 1))  # [b n, H, d]
-    if single:
-        return outputs[0], executed
-    return torch.cat(outputs).index_select(0, inverse), executed
+    out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return (out if inverse is None else out.index_select(0, inverse)), executed
 
 
 def _attend_heads(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, on: Tensor | None) -> tuple[Tensor, int]:

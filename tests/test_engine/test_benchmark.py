@@ -56,24 +56,24 @@ def test_pairs_are_unshared_new_and_drawn_by_the_seed(small_config):
     assert any(not torch.equal(a.sample_ids, b.sample_ids) for a, b in zip(first, other, strict=True))
 
 
-def test_tool_writes_ratios_machine_and_command(small_config, small_checkpoint, tmp_path, capsys):
+def test_tool_writes_ratios_machine_and_command(small_config, small_checkpoint, tmp_path, capsys, monkeypatch):
+    threads: list[int] = []
     config = small_config("smarttrim")
     out = tmp_path / "new" / "benchmark.json"
     arguments = [config, small_checkpoint(config), "--batch-sizes", "1", "3", "--rounds", "2", "--out", str(out)]
-    content = tool.main([*arguments, "--threads", "1", "--seed", "5"])
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: threads.append(count))
+    content = tool.main([*arguments, "--threads", "2", "1", "--seed", "5"])
     assert json.loads(out.read_text()) == content
-    assert [(result["batch_size"], result["rounds"], result["pairs"]) for result in content["results"]] == [
-        (1, 2, 2),
-        (3, 2, 6),
-    ]
+    found = [tuple(result[key] for key in ("threads", "batch_size", "rounds", "pairs")) for result in content["results"]]
+    assert found == [(2, 1, 2, 2), (2, 3, 2, 6), (1, 1, 2, 2), (1, 3, 2, 6)]
+    assert threads == [2, 1]
     assert content["policy"] == "SmartTrim"
     assert content["seed"] == 5
-    assert content["machine"]["threads"] == 1
     assert content["machine"]["torch"] == torch.__version__
     assert config in content["command"]
     assert content["load_average"].keys() == {"before", "after"}
     printed = capsys.readouterr().out
-    assert "batch 3, 2 rounds" in printed
+    assert "batch 3, 2 threads, 2 rounds" in printed
     assert "packed dense" in printed
 
 

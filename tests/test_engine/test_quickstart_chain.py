@@ -73,8 +73,11 @@ def benchmark() -> dict:
         }
 
     contenders = {HOST: row(1.0), PACKED: row(0.9), "SmartTrim": row(1.5)}
-    results = [{"batch_size": size, "rounds": 9, "dense_multiply_adds": 20.0, "contenders": contenders} for size in (1, 32)]
-    machine = {"cpu": "a CPU", "threads": 2, "torch": "2"}
+    results = [
+        {"batch_size": size, "threads": 2, "rounds": 9, "dense_multiply_adds": 20.0, "contenders": contenders}
+        for size in (1, 32)
+    ]
+    machine = {"cpu": "a CPU", "torch": "2"}
     return {"policy": "SmartTrim", "results": results, "machine": machine, "load_average": {"before": [0], "after": [0]}}
 
 

@@ -41,6 +41,7 @@ def benchmark(at_32: float = 1.5, host_at_1: float = 4.0) -> dict:
     def result(size: int, faster: float, host: float) -> dict:
         return {
             "batch_size": size,
+            "threads": 2,
             "rounds": 60,
             "dense_multiply_adds": 20.0,
             "contenders": {
@@ -53,7 +54,7 @@ def benchmark(at_32: float = 1.5, host_at_1: float = 4.0) -> dict:
     return {
         "policy": "SmartTrim",
         "results": [result(1, 0.8, host_at_1), result(32, at_32, 64.0)],
-        "machine": {"cpu": "a CPU", "threads": 2, "torch": "2.13.0"},
+        "machine": {"cpu": "a CPU", "torch": "2.13.0"},
         "load_average": {"before": [0.1, 0.1, 0.1], "after": [2.0, 1.0, 0.5]},
     }
 
@@ -142,10 +143,10 @@ def test_sentences_about_compute_and_clock():
         "95th), against 20.00 M dense: a whole-model ratio of 2.020."
     )
     assert findings[2] == (
-        "At batch 1 SmartTrim is slower (0.80x) than the host model's own dense forward (middle half of 60 rounds 0.70-0.90), "
-        "with 2.00 times fewer multiply-adds on the same pairs; packed but untrimmed the model runs at 0.95x."
+        "At batch 1 on 2 threads SmartTrim is slower (0.80x) than the host model's own dense forward (middle half of 60 rounds "
+        "0.70-0.90), with 2.00 times fewer multiply-adds on the same pairs; packed but untrimmed the model runs at 0.95x."
     )
-    assert findings[3].startswith("At batch 32 SmartTrim is 1.50x as fast as the host model's own dense forward")
+    assert findings[3].startswith("At batch 32 on 2 threads SmartTrim is 1.50x as fast as the host model's own dense forward")
     assert findings[4] == (
         "A pair takes the dense model 4.00 ms at batch 1 and 2.00 ms at batch 32: at batch 1 50% of the time is overhead that "
         "a batch shares, and that trimming does not save."
@@ -188,7 +189,7 @@ def test_markdown_shows_tables_commands_seeds_and_pictures():
         "python tools/a.py",
         "Seeds: training 3.",
         "![pruned_patches](pictures/pruned_patches.png)",
-        "a CPU, 2 threads, torch 2.13.0",
+        "a CPU, torch 2.13.0",
         "| do a  | 1:01 |",
         "reached",
     ):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from smarttrim_mm.engine.stages import Chain, Stage, StageError, fingerprint, shown_path
+from smarttrim_mm.engine.stages import Chain, ProgressBars, Stage, StageError, fingerprint, shown_path
 
 TOOL = """
 import pathlib, sys
@@ -148,17 +148,47 @@ def test_a_damaged_marker_counts_as_none(bench):
 def test_console_shows_progress_and_the_log_everything(bench):
     bench.run()
     shown = bench.out.getvalue()
-    assert "  Iter(train) [1/2]  eta: 0:00:01  loss: 2.5\n" in shown  # of train.py, shortened
+    line = next(line for line in shown.split("\n") if "training" in line)  # of train.py, as a bar
+    assert line.split("\r")[-1].rstrip() == "  training [##########          ] 1/2, 0:00 elapsed  loss 2.5"
     assert "something else" in (bench.folder / "work" / "logs" / "train_it.log").read_text()
     assert shown.count("something else") == 1  # of use.py, which draws bars of its own
 
 
+def test_bars_follow_training_and_validation(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("smarttrim_mm.engine.progress.time.monotonic", lambda: now[0])
+    out = io.StringIO()
+    bars = ProgressBars(out)
+    for second, line in enumerate(
+        [
+            "INFO - Iter(train) [ 50/200]  lr: 1e-3  eta: 0:06:00  loss: 1.50  loss_task: 1.20  accuracy: 0.40  kept image .9",
+            "INFO - Iter(train) [100/200]  lr: 1e-3  eta: 0:05:00  loss: 1.10  loss_task: 1.00  accuracy: 0.50  speedup: 1.10",
+            "INFO - Saving checkpoint",
+            "INFO - Iter(val) [10/13]    eta: 0:00:00  time: 0.1",
+            "INFO - Iter(val) [13/13]    answer/accuracy: 0.61  answer/accuracy_yes_no: 0.7  compute/speedup: 1.20",
+            "INFO - Iter(train) [150/200]  loss: 1.00",
+            "INFO - Epoch(train) [2][ 200/200]  loss: 0.90",
+        ]
+    ):
+        now[0] = 10.0 * second
+        bars(line[:20])  # lines come in pieces
+        bars(line[20:] + "\n")
+    bars.close()
+    drawn = [line.split("\r")[-1].rstrip() for line in out.getvalue().split("\n")[:-1]]
+    assert drawn == [
+        "  training [##########          ] 100/200, 0:30 elapsed  loss 1.10  accuracy 0.50  speedup 1.10",
+        "  validating [####################] 13/13, 0:10 elapsed  accuracy 0.61  speedup 1.20",
+        "  training [####################] 200/200, 0:10 elapsed  loss 0.90",
+    ]
+    assert "100/200, 0:10 elapsed, ETA 0:20  loss 1.10  accuracy 0.50  speedup 1.10" in out.getvalue()
+
+
 def test_a_tool_is_ended_with_the_chain(bench):
-    (bench.folder / "train.py").write_text("import time\nprint('Iter(train)', flush=True)\ntime.sleep(600)")
+    (bench.folder / "train.py").write_text("import time\nprint('Iter(train) [1/9] ', flush=True)\ntime.sleep(600)")
 
     class Interrupted(io.StringIO):
         def write(self, text: str) -> int:
-            if "Iter(train)" in text:
+            if "1/9" in text:
                 raise KeyboardInterrupt
             return super().write(text)
 

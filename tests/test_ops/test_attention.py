@@ -87,9 +87,20 @@ HEADS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _fresh_plans():
+    """What is cached under one test's limits must not serve the next."""
+    for function in (attention._pad, attention._plan):
+        function.cache_clear()
+    yield
+    for function in (attention._pad, attention._plan):
+        function.cache_clear()
+
+
 @pytest.fixture(params=["each", "padded", "buckets"])
 def path(request, monkeypatch):
-    """One of the ways in which packed sequences are attended."""
+    """One of the ways in which packed sequences are attended; lengths here are padded to multiples of 4."""
+    monkeypatch.setattr(attention, "_PADDED_MULTIPLE", 4)
     monkeypatch.setattr(attention, "_LOOP_MULTIPLY_ADDS", 0 if request.param == "each" else 2**40)
     monkeypatch.setattr(attention, "_PADDING_PER_BUCKET", 1 if request.param == "buckets" else 2**40)
     return request.param
@@ -110,8 +121,9 @@ def test_packed_attention(path, heads, lengths):
         torch.testing.assert_close(out[begin_q : begin_q + n], expected)
         begin_q, begin_k = begin_q + n, begin_k + m
     # with three instances and no limit every bucket holds one: nothing is padded
-    pairs = [on[b].sum().item() * (max(lengths_q) * max(lengths_k) if path == "padded" else n * m)
-             for b, (n, m) in enumerate(zip(*lengths, strict=True))]  # fmt: skip
+    n, m = (max(of) if len(set(of)) == 1 else -(-max(of) // 4) * 4 for of in lengths)
+    pairs = [on[b].sum().item() * (n * m if path == "padded" else own[0] * own[1])
+             for b, own in enumerate(zip(*lengths, strict=True))]  # fmt: skip
     assert executed == 2 * 8 * sum(pairs)
 
 
@@ -131,6 +143,7 @@ def test_buckets_of_several_instances(monkeypatch):
     q = torch.randn(sum(lengths_q), 4, 8)
     k, v = torch.randn(sum(lengths_k), 4, 8), torch.randn(sum(lengths_k), 4, 8)
     heads = torch.rand(9, 4) > 0.4
+    monkeypatch.setattr(attention, "_PADDED_MULTIPLE", 1)
     monkeypatch.setattr(attention, "_LOOP_MULTIPLY_ADDS", 0)
     exact, least = packed_attention(q, k, v, lengths_q, lengths_k, heads)
     monkeypatch.setattr(attention, "_LOOP_MULTIPLY_ADDS", 2**40)
@@ -139,6 +152,22 @@ def test_buckets_of_several_instances(monkeypatch):
     out, executed = packed_attention(q, k, v, lengths_q, lengths_k, heads)
     torch.testing.assert_close(out, exact)
     assert least < executed < most
+
+
+def test_sequences_of_one_length_are_attended_in_one_call(monkeypatch):
+    """Nothing is copied and no mask is made, however long they are."""
+    calls = []
+    host = attention.scaled_dot_product_attention
+    monkeypatch.setattr(attention, "_LOOP_MULTIPLY_ADDS", 0)
+    monkeypatch.setattr(
+        attention, "scaled_dot_product_attention", lambda *args, **kwargs: calls.append(kwargs) or host(*args, **kwargs)
+    )
+    q, k, v = torch.randn(3, 15, 4, 8).unbind(0)
+    out, executed = packed_attention(q, k, v, (5, 5, 5), (5, 5, 5))
+    assert calls == [{"attn_mask": None}]
+    assert executed == 2 * 3 * 4 * 5 * 5 * 8
+    q, k, v = (t.view(3, 5, 4, 8).transpose(1, 2) for t in (q, k, v))
+    torch.testing.assert_close(out, host(q, k, v).transpose(1, 2).flatten(0, 1))
 
 
 def test_packed_attention_passes_gradients(path):

@@ -1,6 +1,5 @@
 """Attention over kept tokens and kept heads: gated (training), masked (oracle), packed (inference)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,8 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
-# A dropped key may score above every kept one; its exponential only reaches the gradient of its gate, so it can be capped.
-_MAX_EXPONENT = 20.0
+# A dropped key may score above every kept one; its exponential only reaches the gradient of its gate, which is bounded here, as
+# one such key could outweigh all others in a clipped gradient (norms up to 1e6 were seen without).
+_MAX_EXPONENT = 4.0
 # From this many multiply-adds a sequence on, a call per sequence beats padded calls on a CPU: a rule of thumb.
 _LOOP_MULTIPLY_ADDS = 2**20
 # Padded calls take instances of similar lengths together: one call more for each so many multiply-adds of padding.
@@ -37,13 +37,16 @@ def gated_attention(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, dropout_p: fl
     Returns:
         [B, H, N, d].
     """
-    scores = (q @ k.transpose(-2, -1)).float() * q.shape[-1] ** -0.5
-    gate = gate[:, None, None, :]
+    scores = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).float()
     with torch.no_grad():
-        top = scores.masked_fill(gate == 0, -torch.inf).amax(-1, keepdim=True)
-    weights = torch.exp((scores - top).clamp(max=_MAX_EXPONENT)) * gate
-    weights = weights / weights.sum(-1, keepdim=True)
-    return dropout(weights.to(v.dtype), dropout_p) @ v
+        top = scores.masked_fill(gate[:, None, None, :] == 0, -torch.inf).amax(-1, keepdim=True)
+    weights = torch.exp((scores - top).clamp(max=_MAX_EXPONENT)).to(v.dtype)
+    # the gates multiply the values and enter the sum of the weights as one more column: no pass over [N, M] for either
+    gate = gate[:, None, :, None].to(v.dtype).expand(-1, v.shape[1], -1, -1)  # [B, H, M, 1]
+    if dropout_p == 0:
+        out = weights @ torch.cat([v * gate, gate], -1)
+        return out[..., :-1] / out[..., -1:]
+    return dropout(weights, dropout_p) @ (v * gate) / (weights @ gate)
 
 
 def padded_attention(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, dropout_p: float, whole: bool) -> Tensor:
@@ -91,31 +94,26 @@ def packed_attention(
 
 
 def _attend_each(
-    q: Tensor, k: Tensor, v: Tensor, lengths_q: Sequence[int], lengths_k: Sequence[int], heads: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, lengths_q: tuple[int, ...], lengths_k: tuple[int, ...], heads: Tensor | None
 ) -> tuple[Tensor, int]:
-    out = torch.zeros_like(q) if heads is not None else torch.empty_like(q)
-    executed = 0
-    begin_q = begin_k = 0
-    for b, (n, m) in enumerate(zip(lengths_q, lengths_k, strict=True)):
-        rows_q, rows_k = slice(begin_q, begin_q + n), slice(begin_k, begin_k + m)
-        begin_q, begin_k = begin_q + n, begin_k + m
-        parts = (q[rows_q], k[rows_k], v[rows_k])
-        on = None if heads is None else heads[b].nonzero().squeeze(1)
-        if on is not None and len(on) == q.shape[1]:
-            on = None
-        if on is not None:
-            if len(on) == 0:
-                continue
-            parts = (parts[0].index_select(1, on), parts[1].index_select(1, on), parts[2].index_select(1, on))
-        one_q, one_k, one_v = (part.transpose(0, 1).unsqueeze(0) for part in parts)
-        result = scaled_dot_product_attention(one_q, one_k, one_v)
-        result = result.squeeze(0).transpose(0, 1)
-        executed += 2 * n * m * result.shape[1] * result.shape[2]
-        if on is None:
-            out[rows_q] = result
+    of_each = (  # B views [1, H, n, d] each
+        x.transpose(0, 1).unsqueeze(0).split(lengths, 2) for x, lengths in ((q, lengths_q), (k, lengths_k), (v, lengths_k))
+    )
+    runs = heads.tolist() if heads is not None else [()] * len(lengths_q)
+    outputs = []
+    pairs = 0
+    for one_q, one_k, one_v, on in zip(*of_each, runs, strict=True):
+        if all(on):
+            out = scaled_dot_product_attention(one_q, one_k, one_v)
         else:
-            out[rows_q] = out[rows_q].index_copy(1, on, result)
-    return out, executed
+            out = one_q.new_zeros(one_q.shape)
+            kept = [head for head, runs_here in enumerate(on) if runs_here]
+            if kept:
+                parts = (one[:, kept] for one in (one_q, one_k, one_v))
+                out = out.index_copy(1, torch.tensor(kept, device=q.device), scaled_dot_product_attention(*parts))
+        pairs += (sum(on) if on else q.shape[1]) * one_q.shape[2] * one_k.shape[2]
+        outputs.append(out.transpose(1, 2))  # [1, n, H, d]
+    return torch.cat(outputs, 1).squeeze(0), 2 * pairs * q.shape[2]
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ def test_a_pass_by_hand(encoder_layer, fixed, stream):
     assert record.multiply_adds().tolist() == [600 + layer(3, 0.5) + 7, 400 + layer(2, 1) + 7]
     assert record.kept() == {"text.0/words": pytest.approx([0.5, 0.5])}
     assert record.heads() == {"text.0/words.self": pytest.approx([0.5, 1.0])}
-    # all 4 heads are projected on the 5 tokens of the batch; 6 pairs of instance and head are padded to 3 by 3
-    executed = 1000 + 5 * (4 * 256 + 2 * 16 * 24) + 2 * 6 * 9 * 4 + 14
+    # all 4 heads are projected on the 5 tokens of the batch; 6 pairs of instance and head are padded to 16 by 16
+    executed = 1000 + 5 * (4 * 256 + 2 * 16 * 24) + 2 * 6 * 256 * 4 + 14
     assert record.executed_multiply_adds() == executed / 2
 
 

@@ -107,13 +107,19 @@ def _attend_each(
             out = scaled_dot_product_attention(one_q, one_k, one_v)
         else:
             out = one_q.new_zeros(one_q.shape)
-            kept = [head for head, runs_here in enumerate(on) if runs_here]
-            if kept:
-                parts = (one[:, kept] for one in (one_q, one_k, one_v))
-                out = out.index_copy(1, torch.tensor(kept, device=q.device), scaled_dot_product_attention(*parts))
+            if any(on):
+                kept = _as_slice([head for head, runs_here in enumerate(on) if runs_here])
+                out[:, kept] = scaled_dot_product_attention(one_q[:, kept], one_k[:, kept], one_v[:, kept])
         pairs += (sum(on) if on else q.shape[1]) * one_q.shape[2] * one_k.shape[2]
         outputs.append(out.transpose(1, 2))  # [1, n, H, d]
     return torch.cat(outputs, 1).squeeze(0), 2 * pairs * q.shape[2]
+
+
+def _as_slice(indices: list[int]) -> slice | list[int]:
+    """Ascending indices as a slice, which copies nothing, where they are evenly spaced."""
+    step = indices[1] - indices[0] if len(indices) > 1 else 1
+    evenly = range(indices[0], indices[-1] + 1, step)
+    return slice(evenly.start, evenly.stop, step) if list(evenly) == indices else indices
 
 
 @dataclass(frozen=True)

@@ -170,6 +170,13 @@ def test_sequences_of_one_length_are_attended_in_one_call(monkeypatch):
     torch.testing.assert_close(out, host(q, k, v).transpose(1, 2).flatten(0, 1))
 
 
+@pytest.mark.parametrize("on", [[0], [3], [0, 1], [1, 3], [0, 3], [0, 1, 3], [0, 2, 3], [0, 1, 2, 3]])
+def test_kept_heads_as_a_slice(on):
+    chosen = attention._as_slice(on)
+    assert torch.arange(4)[chosen].tolist() == on
+    assert isinstance(chosen, slice) == (on not in ([0, 1, 3], [0, 2, 3]))
+
+
 def test_packed_attention_passes_gradients(path):
     q, k, v = (torch.randn(5, 4, 8, requires_grad=True) for _ in range(3))
     packed_attention(q, k, v, (1, 2, 2), (1, 2, 2), HEADS["some"])[0].square().sum().backward()

@@ -5,3 +5,5 @@ _base_ = [
     "../_base_/schedules/quickstart.py",
     "../_base_/default_runtime.py",
 ]
+
+default_hooks = dict(logger=dict(interval=10))  # a line every few seconds

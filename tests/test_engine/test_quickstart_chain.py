@@ -118,7 +118,7 @@ def short(call: str) -> str:
 
 
 def test_chain_trains_calibrates_tests_times_draws_and_reports(fake, capsys):
-    assert fake.run() == 0
+    assert fake.run("--longer") == 0
     assert [short(call) for call in fake.calls] == [
         "train dense",
         "train smarttrim",
@@ -141,6 +141,7 @@ def test_chain_trains_calibrates_tests_times_draws_and_reports(fake, capsys):
     folder = fake.root / "work_dirs" / "quickstart"
     report = json.loads((folder / "report.json").read_text())
     assert [target["reached"] for target in report["targets"]] == [True] * 4
+    assert "dense-longer" in report["models"]
     assert report["against_smarttrim"]["local-only"]["ties"]
     assert not report["against_smarttrim"]["random"]["ties"]
     assert [stage["name"] for stage in report["stages"]][:3] == ["train_dense", "train_smarttrim", "calibrate_smarttrim"]

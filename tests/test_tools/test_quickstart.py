@@ -52,7 +52,7 @@ def test_smoke_run_in_this_process(tmp_path, monkeypatch):
 def test_smoke_run_goes_on_after_a_kill(tmp_path):
     """The whole command in processes of its own, ended in the middle of a training."""
     folder = tmp_path / "quickstart"
-    command = [sys.executable, "tools/quickstart.py", "--smoke", "--work-dir", str(folder)]
+    command = [sys.executable, "tools/quickstart.py", "--smoke", "--longer", "--work-dir", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     first = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     saved = folder / "smarttrim" / "iter_2.pth"

@@ -1,5 +1,5 @@
 # The same fine-tuning with tokens dropped at random. Calibrate the dense checkpoint first, to find the keep ratio:
-# python tools/calibrate.py configs/meter/quickstart_random.py work_dirs/quickstart_dense/iter_1300.pth --speedup 2.0 \
+# python tools/calibrate.py configs/meter/quickstart_random.py work_dirs/quickstart_dense/iter_1700.pth --speedup 2.0 \
 #     --out work_dirs/quickstart_random/start.pth
 # python tools/train.py configs/meter/quickstart_random.py --cfg-options load_from=work_dirs/quickstart_random/start.pth
 _base_ = "quickstart_smarttrim.py"

@@ -1,5 +1,5 @@
 # python tools/train.py configs/meter/quickstart_smarttrim.py \
-#     --cfg-options load_from=work_dirs/quickstart_dense/iter_1300.pth
+#     --cfg-options load_from=work_dirs/quickstart_dense/iter_1700.pth
 _base_ = "quickstart_dense.py"
 
 # Trimmers where they pay for themselves in so small a model: at image layers 0 and 2, and for the image in the fusion layer,

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
-import torch
 from torch import Tensor
 from torch.nn.functional import dropout, linear
 
@@ -90,12 +89,11 @@ def _attend(
         assert isinstance(memory.layout, PaddedLayout)
         return _attend_padded(view, query.x, memory.x, memory.layout, heads, training)
     assert isinstance(memory.layout, PackedLayout)
-    lengths = (query.layout.lengths, memory.layout.lengths)
-    if heads is not None and len(lengths[0]) == 1:
-        return _attend_kept_heads(view, query.x, memory.x, heads[0].nonzero().squeeze(1))
-    q, k, v = (_split(t, view.heads) for t in _project(view, query.x, memory.x))
-    y, executed = packed_attention(q, k, v, *lengths, heads)
-    return view.out(y.flatten(1)), executed + _projection_work(view, query.x, memory.x, view.heads)
+    on = None
+    if heads is not None:
+        on = heads.any(0).nonzero().squeeze(1)
+        heads = heads.index_select(1, on)
+    return _attend_packed(view, query.x, memory.x, (query.layout.lengths, memory.layout.lengths), on, heads)
 
 
 def _attend_padded(
@@ -114,22 +112,32 @@ def _projection_work(view: AttentionView, x: Tensor, memory: Tensor, heads: int)
     return heads * view.head_width * (rows * (view.q.inputs + view.out.out_features) + 2 * keys * view.k.inputs)
 
 
-def _attend_kept_heads(view: AttentionView, x: Tensor, memory: Tensor, on: Tensor) -> tuple[Tensor, int]:
-    """One instance: the rows and columns of heads that are off are not even multiplied."""
-    if len(on) == 0:
+def _attend_packed(
+    view: AttentionView,
+    x: Tensor,
+    memory: Tensor,
+    lengths: tuple[tuple[int, ...], tuple[int, ...]],
+    on: Tensor | None,
+    heads: Tensor | None,
+) -> tuple[Tensor, int]:
+    """Heads that no instance needs are not projected either: ``on`` lists the others (None: all), ``heads`` is theirs."""
+    count = view.heads if on is None else len(on)
+    if count == 0:
         bias = view.out.bias
-        return (torch.zeros_like(x) if bias is None else bias.expand_as(x)), 0
-    if len(on) == view.heads:
-        q, k, v = (_split(t, view.heads) for t in _project(view, x, memory))
-        columns = view.out.weight
+        return (x.new_zeros(x.shape) if bias is None else bias.to(x.dtype).expand_as(x)), 0
+    if on is None or count == view.heads:
+        q, k, v = (_split(t, count) for t in _project(view, x, memory))
     else:
         q, k, v = (
-            _split(_linear_of_heads(projection, source, view, on), len(on))
+            _split(_linear_of_heads(projection, source, view, on), count)
             for projection, source in ((view.q, x), (view.k, memory), (view.v, memory))
         )
-        columns = view.out.weight.unflatten(1, (view.heads, -1)).index_select(1, on).flatten(1)
-    y, executed = packed_attention(q, k, v, (len(x),), (len(memory),))
-    return linear(y.flatten(1), columns, view.out.bias), executed + _projection_work(view, x, memory, len(on))
+    y, executed = packed_attention(q, k, v, *lengths, heads if len(lengths[0]) > 1 else None)
+    executed += _projection_work(view, x, memory, count)
+    if on is None or count == view.heads:
+        return view.out(y.flatten(1)), executed
+    columns = view.out.weight.unflatten(1, (view.heads, -1)).index_select(1, on).flatten(1)
+    return linear(y.flatten(1), columns, view.out.bias), executed
 
 
 def _linear_of_heads(projection: Projection, x: Tensor, view: AttentionView, on: Tensor) -> Tensor:

@@ -44,6 +44,19 @@ def test_a_pass_by_hand(encoder_layer, fixed, stream):
     assert record.executed_multiply_adds() == executed / 2
 
 
+def test_heads_that_no_instance_needs_are_not_projected(encoder_layer, fixed, stream):
+    _, step = encoder_layer(True)
+    heads = {"words.self": torch.tensor([[True, False, True, False], [False, False, True, False]])}
+    policy = fixed({}, heads)
+    masked, packed = (Execution(policy, sample_ids=IDS, kind=kind) for kind in ("masked", "packed"))
+    with torch.no_grad():
+        in_place = masked.run([step], {"words": stream})["words"]
+        left_out = packed.run([step], {"words": packed.start(stream)})["words"]
+    torch.testing.assert_close(left_out.x, in_place.x[VALID])
+    # 2 of 4 heads are projected on 10 tokens; 3 pairs of instance and head are padded to 16 by 16
+    assert packed.record.executed_multiply_adds() == (10 * (2 * 256 + 2 * 16 * 24) + 2 * 3 * 256 * 4) / 2
+
+
 def test_masked_executes_everything(encoder_layer, fixed, stream):
     _, step = encoder_layer(True)
     execution = Execution(fixed({"words": torch.zeros(2, 6)}), sample_ids=IDS, kind="masked")

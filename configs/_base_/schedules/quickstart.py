@@ -1,6 +1,6 @@
 # Iterations of 32 images with four questions each; learning rate by warm-up and cosine.
-max_iters = 1300
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=650)
+max_iters = 1700
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=850)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 

@@ -1,5 +1,7 @@
 """Attention over kept tokens and kept heads: gated (training), masked (oracle), packed (inference)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,7 +15,9 @@ from torch.nn.functional import dropout, scaled_dot_product_attention
 # one such key could outweigh all others in a clipped gradient (norms up to 1e6 were seen without).
 _MAX_EXPONENT = 4.0
 # From this many multiply-adds a sequence on, a call per sequence beats padded calls on a CPU: a rule of thumb.
-_LOOP_MULTIPLY_ADDS = 2**20
+_LOOP_MULTIPLY_ADDS = 2**18
+# Up to this many, padding included, a batch is attended by one thread: likewise.
+_ONE_THREAD_MULTIPLY_ADDS = 2**25
 # Padded calls take instances of similar lengths together: one call more for each so many multiply-adds of padding.
 _PADDING_PER_BUCKET = 2**22
 _MOST_BUCKETS = 4
@@ -88,9 +92,24 @@ def packed_attention(
     longest_q, longest_k = max(lengths_q), max(lengths_k)
     equal = len(q) == longest_q * len(lengths_q) and len(k) == longest_k * len(lengths_k) and heads is None
     work = 2 * longest_q * longest_k * q.shape[1] * q.shape[2]
-    if len(lengths_q) == 1 or (work > _LOOP_MULTIPLY_ADDS and not equal and q.device.type == "cpu"):
-        return _attend_each(q, k, v, lengths_q, lengths_k, heads)
-    return _attend_padded(q, k, v, lengths_q, lengths_k, heads)
+    with _threads_for(work * len(lengths_q), q.device):
+        if len(lengths_q) == 1 or (work > _LOOP_MULTIPLY_ADDS and not equal and q.device.type == "cpu"):
+            return _attend_each(q, k, v, lengths_q, lengths_k, heads)
+        return _attend_padded(q, k, v, lengths_q, lengths_k, heads)
+
+
+@contextmanager
+def _threads_for(work: int, device: torch.device) -> Iterator[None]:
+    """One thread for little work on a CPU: to wake the others for every small call costs more than they do."""
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1 or work > _ONE_THREAD_MULTIPLY_ADDS:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _attend_each(

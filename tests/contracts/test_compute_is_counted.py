@@ -71,15 +71,19 @@ def test_the_counter_misses_nothing(build, inputs_of, backbone, policy):
 
 
 def test_decided_is_not_executed(build, inputs_of, backbone):
-    """In a batch all heads are projected where any instance may need them; alone, none that is off."""
+    """In a batch the heads that any instance needs are projected for all of them."""
     model = build(backbone, {"type": "Dense"})
     inputs = inputs_of(model)
     dense, _ = traced(model, inputs)
     replay = keeping_all_tokens(model, inputs)
+    for heads in replay.heads.values():
+        for grid in heads.values():
+            grid[0] = True
     packed, _ = traced(model, inputs, "packed", replay)
     masked, _ = traced(model, inputs, "masked", replay)
     assert torch.equal(packed.multiply_adds(), masked.multiply_adds())
-    assert (packed.multiply_adds() < dense.multiply_adds()).all()
+    assert (packed.multiply_adds() <= dense.multiply_adds()).all()
+    assert packed.multiply_adds().mean() < dense.multiply_adds().mean()
     assert packed.executed_multiply_adds() < dense.executed_multiply_adds()
     assert packed.executed_multiply_adds() > float(packed.multiply_adds().mean())
     assert masked.executed_multiply_adds() > packed.executed_multiply_adds()

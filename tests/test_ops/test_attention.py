@@ -177,6 +177,30 @@ def test_kept_heads_as_a_slice(on):
     assert isinstance(chosen, slice) == (on not in ([0, 1, 3], [0, 2, 3]))
 
 
+def test_little_work_is_done_by_one_thread(monkeypatch):
+    host, used = attention.scaled_dot_product_attention, []
+
+    def attend(*args, **kwargs):
+        used.append(torch.get_num_threads())
+        return host(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", attend)
+    qkv = torch.randn(3, 6, 4, 8).unbind(0)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        packed_attention(*qkv, (1, 2, 3), (1, 2, 3))
+        monkeypatch.setattr(attention, "_ONE_THREAD_MULTIPLY_ADDS", 100)
+        packed_attention(*qkv, (1, 2, 3), (1, 2, 3))
+        assert used == [1, 2] and torch.get_num_threads() == 2
+        monkeypatch.setattr(attention, "_ONE_THREAD_MULTIPLY_ADDS", 2**40)
+        with pytest.raises(IndexError):
+            packed_attention(*qkv, (1, 2, 3), (1, 2, 900))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_packed_attention_passes_gradients(path):
     q, k, v = (torch.randn(5, 4, 8, requires_grad=True) for _ in range(3))
     packed_attention(q, k, v, (1, 2, 2), (1, 2, 2), HEADS["some"])[0].square().sum().backward()

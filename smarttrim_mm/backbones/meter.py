@@ -18,6 +18,7 @@ from transformers import BertConfig, RobertaConfig
 from transformers.models.bert.modeling_bert import BertLayer
 from transformers.models.roberta.modeling_roberta import RobertaModel
 
+from smarttrim_mm.backbones.meter_init import check_sources, initialise
 from smarttrim_mm.layers.execution import Execution
 from smarttrim_mm.layers.views import AttentionView, LayerStep, LayerView, MlpView, Projection
 from smarttrim_mm.models.clip_vision import Block, ClipVision
@@ -76,9 +77,12 @@ class METER(nn.Module):
             encoding of its own.
         share_images: Whether texts of one batch that ask about the same image share its encoding; None: unless
             ``text_first``.
+        init_from: Where a training starts: ``{'meter': FILE}``, a public METER file, or ``{'clip': FOLDER, 'roberta':
+            FOLDER}``, one or both, as ``transformers`` saves them. Read by :meth:`init_weights`, not when the model is built.
 
     Raises:
-        ValueError: If ``text_first`` and ``share_images`` are both asked for, or a size is impossible.
+        ValueError: If ``text_first`` and ``share_images`` are both asked for, a size is impossible, or ``init_from`` names
+            something else.
     """
 
     def __init__(
@@ -91,8 +95,10 @@ class METER(nn.Module):
         head_name: str = "vqa_classifier",
         text_first: bool = False,
         share_images: bool | None = None,
+        init_from: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
+        self.init_from = check_sources(init_from or {})
         if text_first and share_images:
             raise ValueError(
                 "text_first=True and share_images=True exclude each other: an image encoding that the text has guided belongs "
@@ -142,6 +148,10 @@ class METER(nn.Module):
             "fusion": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128},
         }
         return {"shared images": small, "text first": {**small, "text_first": True}}
+
+    def init_weights(self) -> None:
+        """Loads what ``init_from`` names; the Runner calls this before a training, ahead of ``load_from`` and ``resume``."""
+        initialise(self, self.init_from)
 
     @property
     def input_format(self) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """Checks a checkpoint against a model before anything is loaded."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
@@ -35,11 +35,11 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], prefix:
             else "The checkpoint's policy is left out: the model's policy has no weights.",
             logger="current",
         )
-    problems = _list("missing", own.keys() - theirs.keys()) + _list("unexpected", theirs.keys() - own.keys())
+    problems = list_keys("missing", own.keys() - theirs.keys()) + list_keys("unexpected", theirs.keys() - own.keys())
     mismatched = [
         f"{key} {theirs[key]}, the model's {own[key]}" for key in own.keys() & theirs.keys() if own[key] != theirs[key]
     ]
-    problems += _list("of another shape", mismatched)
+    problems += list_keys("of another shape", mismatched)
     if problems:
         raise ValueError(
             "The checkpoint is of another architecture than the config's model; nothing was loaded.\n"
@@ -85,7 +85,13 @@ def load_backbone(backbone: nn.Module, checkpoint: str) -> None:
     backbone.load_state_dict({key.removeprefix("backbone."): value for key, value in weights.items()})
 
 
-def _list(kind: str, keys: set[str] | list[str]) -> list[str]:
+def list_keys(kind: str, keys: Collection[str]) -> list[str]:
+    """A line for an error: how many keys are of a kind, and the first of them; no line if there are none.
+
+    Args:
+        kind: What is wrong with them: ``'missing'``.
+        keys: Their names.
+    """
     if not keys:
         return []
     shown = sorted(keys)[:_SHOWN]

@@ -1,5 +1,6 @@
 """Reading and writing checkpoints: a file never runs code, is never half written, and is whole or refused."""
 
+import argparse
 import logging
 import os
 import pickle
@@ -12,7 +13,23 @@ from mmengine.dist import get_dist_info
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
-from torch.serialization import get_unsafe_globals_in_checkpoint
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+# What Lightning's checkpoints hold besides tensors and numbers, and what is read in its place: a plain container, or an empty
+# class where only the name is stored (Lightning before 1.5 keys the state of callbacks by their class). The libraries
+# themselves are never imported.
+_PLAIN = {
+    "argparse.Namespace": argparse.Namespace,
+    "sacred.config.custom_containers.ReadOnlyDict": dict,
+    "sacred.config.custom_containers.ReadOnlyList": list,
+    **{f"{package}.utilities.parsing.AttributeDict": dict for package in ("pytorch_lightning", "lightning.pytorch")},
+    "lightning.fabric.utilities.data.AttributeDict": dict,
+    "lightning_fabric.utilities.data.AttributeDict": dict,
+    **{
+        f"pytorch_lightning.callbacks.{module}.{name}": type(name, (), {})
+        for module, name in (("model_checkpoint", "ModelCheckpoint"), ("early_stopping", "EarlyStopping"))
+    },
+}
 
 
 class CheckpointError(ValueError):
@@ -25,6 +42,8 @@ class UnsafeCheckpointError(CheckpointError):
 
 def load_checkpoint_file(path: str | os.PathLike, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
     """Reads a checkpoint without running any code from it, and checks that it is whole.
+
+    Containers and names that Lightning writes are read as plain ones.
 
     Args:
         path: A local file written by ``torch.save``.
@@ -170,7 +189,8 @@ def _check_archive(path: Path) -> None:
 def _load(path: Path, map_location: Any, mmap: bool = False) -> Any:
     try:
         mmap = mmap and zipfile.is_zipfile(path)
-        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+        with safe_globals([(plain, name) for name, plain in _PLAIN.items()]):
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         wanted = _unsafe_globals(path, error)
         if wanted:
@@ -186,7 +206,7 @@ def _load(path: Path, map_location: Any, mmap: bool = False) -> Any:
 def _unsafe_globals(path: Path, error: Exception) -> list[str]:
     """What a file wants to import: from its pickle, or, for an old format, from torch's words."""
     if zipfile.is_zipfile(path):
-        return get_unsafe_globals_in_checkpoint(str(path))
+        return sorted(set(get_unsafe_globals_in_checkpoint(str(path))) - _PLAIN.keys())
     marks = ("GLOBAL ", "global ")
     words = [str(error).split(mark, 1)[1].split() for mark in marks if mark in str(error)]
     return [words[0][0].strip(".,`")] if words and words[0] else []

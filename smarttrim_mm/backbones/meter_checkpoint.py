@@ -1,0 +1,269 @@
+"""Public weights as those of our METER: every key of a file is used, left out for a reason, or an error.
+
+Three layouts are read: the checkpoints of METER's authors (``zdou0830/METER``, at commit f4f0934), CLIP's vision trunk and
+RoBERTa as ``transformers`` saves them. Nothing here touches a model or a file.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from math import isqrt
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from smarttrim_mm.models.checkpoint import list_keys
+
+VISION = "vit_model.visual."
+POSITIONS = f"{VISION}positional_embedding"
+_TEXT = "text_transformer."
+_TOKEN_TYPES = "token_type_embeddings.weight"
+_SURPLUS = "the block after METER's last"
+_OTHER_HEAD = "head of another task"
+
+# keys of a public file, and why METER's forward has no use for them
+_METER_UNUSED = {
+    r"vit_model\.(positional_embedding|ln_final\.(weight|bias)|token_embedding\.weight)": "CLIP's text encoder",
+    r"text_transformer\.pooler\.dense\.(weight|bias)": "RoBERTa's pooler",
+    r"text_transformer\.embeddings\.(position_ids|token_type_ids)": "no weight",
+}
+_METER_HEADS = r"(mlm_score|itm_score|rank_output|\w+_classifier)\..+"
+_CLIP_UNUSED = {
+    r"text_model\..+|text_projection\.weight": "CLIP's text encoder",
+    r"visual_projection\.weight|logit_scale": "CLIP's contrastive head",
+    r"vision_model\.embeddings\.position_ids": "no weight",
+}
+_ROBERTA_UNUSED = {
+    r"lm_head\..+": _OTHER_HEAD,
+    r"(roberta\.)?pooler\.dense\.(weight|bias)": "RoBERTa's pooler",
+    r"(roberta\.)?embeddings\.(position_ids|token_type_ids)": "no weight",
+}
+_CLIP_NAMES = (
+    ("vision_model.", VISION),
+    ("embeddings.patch_embedding.", "conv1."),
+    ("embeddings.position_embedding.weight", "positional_embedding"),
+    ("embeddings.class_embedding", "class_embedding"),
+    ("pre_layrnorm.", "ln_pre."),  # transformers spells it so
+    ("post_layernorm.", "ln_post."),
+    ("encoder.layers.", "transformer.resblocks."),
+    (".self_attn.", ".attn."),
+    (".layer_norm", ".ln_"),
+    (".mlp.fc1.", ".mlp.c_fc."),
+    (".mlp.fc2.", ".mlp.c_proj."),
+)
+
+
+@dataclass
+class Conversion:
+    """What became of every key.
+
+    Attributes:
+        weights: By the backbone's keys, in the backbone's shapes.
+        changed: Of these, what was done to the tensors of the file, by the backbone's key.
+        left_out: Why nothing was taken from a key, by the file's key.
+        initialised: Keys of the backbone that the file has nothing for: they keep what they hold.
+    """
+
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    changed: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    initialised: list[str] = field(default_factory=list)
+
+    def table(self) -> str:
+        """Parts of the model and of the file, with their numbers of keys, as a few lines of text."""
+        rows = [("used", number, part) for part, number in _by_part(self.weights).items()]
+        rows += [("changed", 1, f"{key}: {what}") for key, what in self.changed.items()]
+        for reason in dict.fromkeys(self.left_out.values()):
+            parts = _by_part(key for key, why in self.left_out.items() if why == reason)
+            rows += [("left out", number, f"{part}: {reason}") for part, number in parts.items()]
+        rows += [("new", number, f"{part}: initialised, not loaded") for part, number in _by_part(self.initialised).items()]
+        return "\n".join([f"{'':<10}{'keys':>5}", *(f"{kind:<10}{number:>5}  {what}" for kind, number, what in rows)])
+
+
+def convert_meter(
+    public: Mapping[str, Tensor], own: Mapping[str, Tensor], *, head_name: str, new_head: bool = False
+) -> Conversion:
+    """Turns a state dict of METER's authors, pre-trained or fine-tuned, into one of our METER.
+
+    The position table is resized to the model's grid. Of the three token types of an NLVR2 checkpoint a model with two takes
+    the first two; a model with three takes the second image's from the first image's, as METER does when it is fine-tuned.
+
+    Args:
+        public: ``checkpoint['state_dict']`` of the public file.
+        own: State dict of our METER; its shapes are what counts.
+        head_name: Name of our head among the parameters.
+        new_head: Whether our head may stay as it is, where the file has none of that name and shape: for fine-tuning.
+
+    Raises:
+        ValueError: With the missing and unexpected keys, the mismatched shapes, and the head that is missing.
+    """
+    found = Conversion()
+    depth = _depth(own, rf"{re.escape(VISION)}transformer\.resblocks\.(\d+)\.")
+    surplus = rf"{re.escape(VISION)}transformer\.resblocks\.{depth}\..+"
+    unused = {**_METER_UNUSED, rf"(?!{re.escape(head_name)}\.){_METER_HEADS}": _OTHER_HEAD, surplus: _SURPLUS}
+    unexpected = _sort_keys(found, public, own, unused, lambda key: key)
+    problems = _fit_head(found, own, head_name, new_head)
+    _fit_positions(found, own)
+    if _TOKEN_TYPES in found.weights and _TOKEN_TYPES in own:
+        _fit_token_types(found, len(own[_TOKEN_TYPES]))
+    _refuse(found, own, unexpected, problems, "METER checkpoint")
+    return found
+
+
+def convert_clip(public: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Conversion:
+    """Turns a ``CLIPModel`` or ``CLIPVisionModel`` of ``transformers`` into the weights of METER's vision trunk.
+
+    The trunk has all blocks but CLIP's last; the position table is resized to its grid.
+
+    Args:
+        public: State dict, keys ``vision_model.*``.
+        own: State dict of our METER.
+
+    Raises:
+        ValueError: With the missing and unexpected keys and the mismatched shapes.
+    """
+    own = {key: value for key, value in own.items() if key.startswith(VISION)}
+    found = Conversion()
+    depth = _depth(own, rf"{re.escape(VISION)}transformer\.resblocks\.(\d+)\.")
+    unused = {**_CLIP_UNUSED, rf"vision_model\.encoder\.layers\.{depth}\..+": _SURPLUS}
+    unexpected = _sort_keys(found, _fuse_projections(public), own, unused, _clip_name)
+    _fit_positions(found, own)
+    _refuse(found, own, unexpected, [], "CLIP model")
+    return found
+
+
+def convert_roberta(public: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Conversion:
+    """Turns a RoBERTa of ``transformers`` into the weights of METER's text encoder.
+
+    Args:
+        public: State dict, keys ``roberta.*`` or without that prefix.
+        own: State dict of our METER.
+
+    Raises:
+        ValueError: With the missing and unexpected keys and the mismatched shapes.
+    """
+    own = {key: value for key, value in own.items() if key.startswith(_TEXT)}
+    found = Conversion()
+    unexpected = _sort_keys(found, public, own, _ROBERTA_UNUSED, lambda key: _TEXT + key.removeprefix("roberta."))
+    _refuse(found, own, unexpected, [], "RoBERTa")
+    return found
+
+
+def resize_positions(table: Tensor, grid: int) -> Tensor:
+    """Resizes a table of positions bicubically, without anti-aliasing, as METER does; the class row is kept.
+
+    Args:
+        table: Class row and one row per patch of a square grid, [g^2 + 1, D].
+        grid: Patches along the new side.
+
+    Returns:
+        [grid^2 + 1, D].
+
+    Raises:
+        ValueError: If the table has no square grid.
+    """
+    side = isqrt(len(table) - 1)
+    if side**2 + 1 != len(table):
+        raise ValueError(f"the position table has {len(table)} rows; expected one for the class and a square number of patches")
+    patches = table[1:].float().unflatten(0, (side, side)).permute(2, 0, 1)[None]  # [1, D, g, g]
+    patches = interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False)
+    return torch.cat([table[:1], patches[0].flatten(1).T.to(table.dtype)])
+
+
+def _sort_keys(
+    found: Conversion,
+    public: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    unused: Mapping[str, str],
+    rename: Callable[[str], str],
+) -> list[str]:
+    """Fills in what is used and what is left out; returns the keys that nobody expects."""
+    unexpected = []
+    for key, value in public.items():
+        mine = rename(key)
+        reason = next((why for pattern, why in unused.items() if re.fullmatch(pattern, key)), None)
+        if mine in own and isinstance(value, Tensor):
+            found.weights[mine] = value
+        elif reason is not None:
+            found.left_out[key] = reason
+        else:
+            unexpected.append(key)
+    return unexpected
+
+
+def _clip_name(key: str) -> str:
+    for theirs, ours in _CLIP_NAMES:
+        key = key.replace(theirs, ours)
+    return key
+
+
+def _fuse_projections(public: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Puts CLIP's three projections of an attention on top of each other: [D, D] each -> [3 D, D]."""
+    fused = dict(public)
+    for key in public:
+        if match := re.fullmatch(r"(vision_model\..+\.self_attn\.)q_proj\.(weight|bias)", key):
+            parts = [f"{match[1]}{part}_proj.{match[2]}" for part in "qkv"]
+            if all(part in public for part in parts):
+                fused[f"{match[1]}in_proj_{match[2]}"] = torch.cat([fused.pop(part) for part in parts])
+    return fused
+
+
+def _fit_head(found: Conversion, own: Mapping[str, Tensor], head_name: str, new_head: bool) -> list[str]:
+    """Lets our head be new where that is wanted; returns what is wrong."""
+    head = [key for key in own if key.startswith(f"{head_name}.")]
+    theirs = [key for key in head if key in found.weights]
+    if new_head and any(found.weights[key].shape != own[key].shape for key in theirs):
+        found.left_out |= dict.fromkeys(theirs, "head with other answers")
+        found.weights = {key: value for key, value in found.weights.items() if key not in theirs}
+        theirs = []
+    if theirs:
+        return []
+    found.initialised = head
+    if new_head:
+        return []
+    heads = sorted({key.split(".")[0] for key, why in found.left_out.items() if why == _OTHER_HEAD})
+    return [f"  no head {head_name!r}; heads of the file: {', '.join(heads) or 'none'}"]
+
+
+def _fit_positions(found: Conversion, own: Mapping[str, Tensor]) -> None:
+    table = found.weights.get(POSITIONS)
+    if table is None or table.dim() != 2 or table.shape == own[POSITIONS].shape:
+        return
+    before, after = isqrt(len(table) - 1), isqrt(len(own[POSITIONS]) - 1)
+    found.weights[POSITIONS] = resize_positions(table, after)
+    found.changed[POSITIONS] = f"resized bicubically from {before} x {before} to {after} x {after} patches, class row kept"
+
+
+def _fit_token_types(found: Conversion, wanted: int) -> None:
+    table = found.weights[_TOKEN_TYPES]
+    if (len(table), wanted) == (3, 2):
+        found.weights[_TOKEN_TYPES] = table[:2]
+        found.changed[_TOKEN_TYPES] = "the first 2 of 3 rows: text and first image"
+    elif (len(table), wanted) == (2, 3):
+        found.weights[_TOKEN_TYPES] = torch.cat([table, table[1:]])
+        found.changed[_TOKEN_TYPES] = "a third row for the second image, equal to the first image's"
+
+
+def _refuse(found: Conversion, own: Mapping[str, Tensor], unexpected: list[str], problems: list[str], kind: str) -> None:
+    """Raises unless everything has its place."""
+    problems = problems + list_keys("missing", own.keys() - found.weights.keys() - set(found.initialised))
+    problems += list_keys("unexpected", unexpected)
+    shapes = {key: (tuple(value.shape), tuple(own[key].shape)) for key, value in found.weights.items()}
+    problems += list_keys("of another shape", [f"{key} {a}, the model's {b}" for key, (a, b) in shapes.items() if a != b])
+    if problems:
+        raise ValueError(
+            f"This {kind} does not fit the config's model; nothing was loaded.\n"
+            + "\n".join(problems)
+            + "\nUse a config of its sizes and task (model.backbone: vision, text, fusion, head_name, num_classes). With "
+            "model.backbone.init_from, training can start from a METER file of another task, with a new head."
+        )
+
+
+def _depth(own: Mapping[str, Tensor], pattern: str) -> int:
+    return 1 + max(int(match[1]) for key in own if (match := re.match(pattern, key)))
+
+
+def _by_part(keys: Iterable[str]) -> Counter[str]:
+    return Counter(key.split(".")[0] for key in keys)

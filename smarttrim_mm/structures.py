@@ -1,7 +1,8 @@
 """What flows through the package: batches, token streams, decisions.
 
-One letter legend: ``B`` batch (image-question pairs), ``I`` images, ``N`` tokens of a stream, ``P`` image patches, ``T`` text
-tokens, ``H`` heads, ``D`` width, ``L`` layers, ``S`` packed tokens of a batch.
+One letter legend: ``B`` batch (image-text pairs), ``G`` samples (groups of pairs with one answer), ``I`` images, ``Q`` texts,
+``N`` tokens of a stream, ``P`` image patches, ``T`` text tokens, ``H`` heads, ``D`` width, ``L`` layers, ``S`` packed tokens of
+a batch.
 """
 
 from __future__ import annotations
@@ -15,17 +16,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class VLMInputs:
-    """A batch of image-text pairs; several texts may share one image.
+    """A batch of image-text pairs; several texts may share one image, and several images one text.
 
     Attributes:
         images: Normalised pixels, [I, 3, height, width].
         image_index: Which image each text is about, long [B]; None: each has its own, in order.
         image_ids: Stable identity of each image, long [I].
-        input_ids: Token ids, padded on the right, long [B, T].
-        text_mask: True at real tokens, bool [B, T].
-        special_mask: True at tokens that no policy may drop (``<s>``, ``</s>``), bool [B, T].
+        input_ids: Token ids, padded on the right, long [Q, T].
+        text_mask: True at real tokens, bool [Q, T].
+        special_mask: True at tokens that no policy may drop (``<s>``, ``</s>``), bool [Q, T].
         sample_ids: Stable identity of each pair, long [B].
-        targets: Class indices, long [B], or soft targets, float [B, C]; None where unknown.
+        targets: Class indices, long [G], or soft targets, float [G, C]; None where unknown.
+        text_index: Which text each pair reads, long [B]; None: each has its own, in order.
+        text_ids: Stable identity of each text, long [Q]; None: that of its pair.
+        pairs_per_sample: Consecutive pairs that are answered together, G = B / pairs_per_sample: the two images of a sentence
+            of NLVR2, the captions that are ranked for an image.
     """
 
     images: Tensor
@@ -36,16 +41,39 @@ class VLMInputs:
     special_mask: Tensor
     sample_ids: Tensor
     targets: Tensor | None = None
+    text_index: Tensor | None = None
+    text_ids: Tensor | None = None
+    pairs_per_sample: int = 1
 
-    def unshared(self) -> VLMInputs:
-        """The same pairs, each with an image of its own, as an application without a cache would send them."""
+    def to(self, device: torch.device | str) -> VLMInputs:
+        """The same batch on another device."""
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)})
+
+    def unshared_images(self) -> VLMInputs:
+        """The same pairs, each with an image of its own."""
         if self.image_index is None:
             return self
         return replace(self, images=self.images[self.image_index], image_index=None, image_ids=self.image_ids[self.image_index])
 
-    def select(self, rows: Tensor) -> VLMInputs:
-        """Some of the pairs, in the given order (long [b]), unshared and without columns that are all padding."""
+    def unshared(self) -> VLMInputs:
+        """The same pairs, each with an image and a text of its own, as an application without a cache would send them."""
+        every = self.unshared_images()
+        if every.text_index is None:
+            return every
+        return replace(
+            every,
+            input_ids=every.input_ids[every.text_index],
+            text_mask=every.text_mask[every.text_index],
+            special_mask=every.special_mask[every.text_index],
+            text_ids=None if every.text_ids is None else every.text_ids[every.text_index],
+            text_index=None,
+        )
+
+    def select(self, samples: Tensor) -> VLMInputs:
+        """Some of the samples, in the given order (long [g]), unshared and without columns that are all padding."""
         every = self.unshared()
+        steps = torch.arange(self.pairs_per_sample, device=samples.device)
+        rows = (samples[:, None] * self.pairs_per_sample + steps).flatten()
         width = int(every.text_mask[rows].sum(1).max())
         return VLMInputs(
             images=every.images[rows],
@@ -55,7 +83,9 @@ class VLMInputs:
             text_mask=every.text_mask[rows, :width],
             special_mask=every.special_mask[rows, :width],
             sample_ids=every.sample_ids[rows],
-            targets=None if every.targets is None else every.targets[rows],
+            targets=None if every.targets is None else every.targets[samples],
+            text_ids=None if every.text_ids is None else every.text_ids[rows],
+            pairs_per_sample=self.pairs_per_sample,
         )
 
 

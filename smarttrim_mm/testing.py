@@ -57,25 +57,28 @@ def random_inputs(
     """Random pixels, texts and answers that a backbone accepts.
 
     Args:
-        input_format: The backbone's ``input_format``: image_size, vocab_size, begin_id, end_id, pad_id, num_classes.
-        lengths: Text tokens of each pair, begin and end included, at least 2 each.
-        image_index: Image of each pair; None: one each.
+        input_format: The backbone's ``input_format``: image_size, vocab_size, begin_id, end_id, pad_id, num_classes, and, if
+            not 1, images_per_text.
+        lengths: Tokens of each text, begin and end included, at least 2 each.
+        image_index: Image of each text, or its first, the next ones following; None: images of its own.
         seed: Of the random numbers.
     """
+    each = input_format.get("images_per_text", 1)
     generator = torch.Generator().manual_seed(seed)
     size, vocabulary = input_format["image_size"], input_format["vocab_size"]
     special = [input_format["begin_id"], input_format["end_id"], input_format["pad_id"]]
-    pairs = torch.arange(len(lengths))
-    index = pairs if image_index is None else torch.tensor(image_index)
-    images = int(index.max()) + 1
+    texts, pairs = torch.arange(len(lengths)), torch.arange(len(lengths) * each)
+    first = texts * each if image_index is None else torch.tensor(image_index)
+    images = len(pairs) if image_index is None else int(first.max()) + 1
+    index = ((first[:, None] + torch.arange(each)) % images).flatten()
     ends = torch.tensor(lengths)
     text_mask = torch.arange(max(lengths)) < ends.unsqueeze(1)
     words = torch.tensor([word for word in range(vocabulary) if word not in special])
     input_ids = words[torch.randint(len(words), text_mask.shape, generator=generator)]
-    input_ids[:, 0], input_ids[pairs, ends - 1] = special[0], special[1]
+    input_ids[:, 0], input_ids[texts, ends - 1] = special[0], special[1]
     input_ids[~text_mask] = special[2]
     special_mask = torch.zeros_like(text_mask)
-    special_mask[:, 0] = special_mask[pairs, ends - 1] = True
+    special_mask[:, 0] = special_mask[texts, ends - 1] = True
     return VLMInputs(
         images=torch.randn(images, 3, size, size, generator=generator),
         image_index=None if image_index is None else index,
@@ -84,7 +87,10 @@ def random_inputs(
         text_mask=text_mask,
         special_mask=special_mask,
         sample_ids=pairs + 1000,
-        targets=torch.randint(input_format["num_classes"], pairs.shape, generator=generator),
+        targets=torch.randint(input_format["num_classes"], texts.shape, generator=generator),
+        text_index=pairs // each if each > 1 else None,
+        text_ids=texts + 500 if each > 1 else None,
+        pairs_per_sample=each,
     )
 
 
@@ -124,11 +130,12 @@ class Replay(Policy):
 
     Args:
         record: What was decided.
-        pairs: Which image-text pairs of the record the new batch holds, long [B], unshared; None: the same batch.
+        samples: Which samples of the record the new batch holds, long [g], unshared; None: the same batch.
     """
 
-    def __init__(self, record: TrimRecord, pairs: Tensor | None = None) -> None:
+    def __init__(self, record: TrimRecord, samples: Tensor | None = None) -> None:
         super().__init__(steps=[])
+        pairs = None if samples is None else pairs_of(record, samples)
         self.grids: dict[str, dict[str, Tensor]] = {}
         self.heads: dict[str, dict[str, Tensor]] = {}
         for entry in record.steps:
@@ -181,6 +188,11 @@ class Strip(Policy):
 
 def _zeros(shape: Sequence[int]) -> Tensor:
     return torch.zeros(shape, requires_grad=True)
+
+
+def pairs_of(record: TrimRecord, samples: Tensor) -> Tensor:
+    """Indices of the pairs of some samples, long [g pairs_per_sample]."""
+    return (samples[:, None] * record.pairs_per_sample + torch.arange(record.pairs_per_sample)).flatten()
 
 
 def kept_grids(record: TrimRecord) -> dict[str, Tensor]:

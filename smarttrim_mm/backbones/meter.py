@@ -63,16 +63,19 @@ class Pooler(nn.Module):
 
 @MODELS.register_module()
 class METER(nn.Module):
-    """METER with a classification head, from the tiny model of the quickstart to the paper's.
+    """METER with a classification or ranking head, from the tiny model of the quickstart to the paper's.
 
     Args:
-        num_classes: Answers.
+        num_classes: Answers; None: a ranking head, one score a pair.
         vision: Sizes of the vision trunk, see :class:`~smarttrim_mm.models.clip_vision.ClipVision`; what is left out is
             the paper's: 288 px, patch 16, width 768, 11 blocks of CLIP's ViT-B/16, 12 heads.
         text: Arguments of ``transformers.RobertaConfig``; what is left out is roberta-base's.
         fusion: Arguments of ``transformers.BertConfig`` for the fusion layers; what is left out is the paper's: 6 layers, width
             768, 12 heads, dropout 0.1, LayerNorm eps 1e-12.
-        head_name: Name of the head among the parameters: ``'vqa_classifier'``, ``'snli_classifier'``.
+        head_name: Name of the head among the parameters: ``'vqa_classifier'``, ``'nlvr2_classifier'``, ``'snli_classifier'``,
+            ``'rank_output'``.
+        images_per_text: Images that one answer is about: 2 for NLVR2, each with a token type of its own and all read by the
+            same text, which is encoded once.
         text_first: Whether the text encoder's [CLS] guides the policy inside the image encoder. Each pair then has an image
             encoding of its own.
         share_images: Whether texts of one batch that ask about the same image share its encoding; None: unless
@@ -88,11 +91,12 @@ class METER(nn.Module):
     def __init__(
         self,
         *,
-        num_classes: int,
+        num_classes: int | None,
         vision: Mapping[str, Any] | None = None,
         text: Mapping[str, Any] | None = None,
         fusion: Mapping[str, Any] | None = None,
         head_name: str = "vqa_classifier",
+        images_per_text: int = 1,
         text_first: bool = False,
         share_images: bool | None = None,
         init_from: Mapping[str, str] | None = None,
@@ -106,7 +110,11 @@ class METER(nn.Module):
             )
         self.text_first = text_first
         self.share_images = not text_first if share_images is None else share_images
-        self.head_name = head_name
+        if images_per_text < 1:
+            raise ValueError(f"images_per_text is {images_per_text}; expected at least 1")
+        if num_classes is None and images_per_text > 1:
+            raise ValueError(f"images_per_text is {images_per_text} with num_classes=None; a ranking head scores single images")
+        self.head_name, self.images_per_text = head_name, images_per_text
         text_config = RobertaConfig(**{**_TEXT, **(text or {})}, attn_implementation="sdpa")
         fusion_config = BertConfig(
             **{**_FUSION, **(fusion or {})}, is_decoder=True, add_cross_attention=True, attn_implementation="sdpa"
@@ -116,15 +124,12 @@ class METER(nn.Module):
         self.vit_model = nn.ModuleDict({"visual": trunk})
         self.cross_modal_text_transform = nn.Linear(text_config.hidden_size, width)
         self.cross_modal_image_transform = nn.Linear(trunk.conv1.out_channels, width)
-        self.token_type_embeddings = nn.Embedding(2, width)
+        self.token_type_embeddings = nn.Embedding(1 + images_per_text, width)
         self.cross_modal_image_layers = nn.ModuleList(BertLayer(fusion_config) for _ in range(depth))
         self.cross_modal_text_layers = nn.ModuleList(BertLayer(fusion_config) for _ in range(depth))
         self.cross_modal_image_pooler = Pooler(width)
         self.cross_modal_text_pooler = Pooler(width)
-        head = nn.Sequential(
-            nn.Linear(2 * width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, num_classes)
-        )
-        self.add_module(head_name, head)
+        self.add_module(head_name, _head(2 * width, images_per_text, num_classes))
         for name, module in self.named_modules():
             if not name.startswith("vit_model"):
                 _init_bert(module, fusion_config.initializer_range)
@@ -147,7 +152,11 @@ class METER(nn.Module):
             },
             "fusion": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128},
         }
-        return {"shared images": small, "text first": {**small, "text_first": True}}
+        return {
+            "shared images": small,
+            "text first": {**small, "text_first": True},
+            "two images": {**small, "head_name": "nlvr2_classifier", "images_per_text": 2},
+        }
 
     def init_weights(self) -> None:
         """Loads what ``init_from`` names; the Runner calls this before a training, ahead of ``load_from`` and ``resume``."""
@@ -163,7 +172,8 @@ class METER(nn.Module):
             "begin_id": config.bos_token_id,
             "end_id": config.eos_token_id,
             "pad_id": config.pad_token_id,
-            "num_classes": self.head[-1].out_features,
+            "num_classes": [part for part in self.head.modules() if isinstance(part, nn.Linear)][-1].out_features,
+            "images_per_text": self.images_per_text,
         }
 
     @property
@@ -174,11 +184,9 @@ class METER(nn.Module):
         return trunk
 
     @property
-    def head(self) -> nn.Sequential:
-        """The classification head: [B, 2 D] -> [B, C]."""
-        head = self.get_submodule(self.head_name)
-        assert isinstance(head, nn.Sequential)
-        return head
+    def head(self) -> nn.Module:
+        """The classification head, [G, images 2 D] -> [G, C], or the ranking head, [B, 2 D] -> [B, 1]."""
+        return self.get_submodule(self.head_name)
 
     @cached_property
     def steps(self) -> dict[str, list[LayerStep]]:
@@ -203,37 +211,49 @@ class METER(nn.Module):
             execution: Policy, kind of execution, and record.
 
         Returns:
-            Logits, [B, C].
+            Logits, [G, C]; with a ranking head, the scores of each sample's pairs, [G, pairs_per_sample].
+
+        Raises:
+            ValueError: If the samples have another number of images than the model.
         """
+        self._check(inputs)
         if not self.share_images:
-            inputs = inputs.unshared()
-        rows = inputs.image_index
+            inputs = inputs.unshared_images()
+        rows, text_rows = inputs.image_index, inputs.text_index
         text = execution.start(self.embed_text(inputs))
-        text = execution.run(self.steps["text"], {"text": text})["text"]
+        text = execution.run(self.steps["text"], {"text": text}, rows=text_rows)["text"]
         execution.linear(self.trunk.conv1.weight.numel() * self.trunk.grid**2, instances=len(inputs.images))
         image = execution.start(TokenStream.start(self.trunk.embed(inputs.images), ids=inputs.image_ids))
-        guides = {"text": text.guide()} if self.text_first else {}
+        guides = {}
+        if self.text_first:
+            guides["text"] = text.guide() if text_rows is None else text.guide()[text_rows]
         image = execution.run(self.steps["image"], {"image": image}, guides=guides, rows=rows)["image"]
         image = image.map(self.trunk.ln_post)
-        # from here on an image belongs to its pair, shared or not
-        image = image.with_ids(inputs.sample_ids) if rows is None else image.expand(rows, inputs.sample_ids)
+        execution.linear(self.cross_modal_text_transform.weight.numel(), "text", text, rows=text_rows)
+        execution.linear(self.cross_modal_image_transform.weight.numel(), "image", image, rows=rows)
+        text, image = text.map(self.cross_modal_text_transform), image.map(self.cross_modal_image_transform)
+        # from here on a text and an image belong to their pair, shared or not
+        text, image = _of_pairs(text, text_rows, inputs.sample_ids), _of_pairs(image, rows, inputs.sample_ids)
+        kinds = image.layout.per_token(self._image_kinds(len(inputs.sample_ids)))
         streams = {
-            "text": self._enter_fusion(execution, "text", text, self.cross_modal_text_transform, 0),
-            "image": self._enter_fusion(execution, "image", image, self.cross_modal_image_transform, 1),
+            "text": text.map(lambda x: x + self.token_type_embeddings.weight[0]),
+            "image": image.map(lambda x: x + kinds),
         }
         streams = execution.run(self.steps["fusion"], streams)
-        for module in (self.cross_modal_text_pooler, self.cross_modal_image_pooler, self.head):
-            execution.linear(sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear)))
-        pooled = [
-            self.cross_modal_text_pooler(streams["text"].guide()),
-            self.cross_modal_image_pooler(streams["image"].guide()),
-        ]
-        return self.head(torch.cat(pooled, -1))
+        for module, pairs in (
+            (self.cross_modal_text_pooler, 1),
+            (self.cross_modal_image_pooler, 1),
+            (self.head, self.images_per_text),
+        ):
+            linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
+            execution.linear(sum(part.weight.numel() for part in linears), pairs=pairs)
+        return self._answer(streams["text"].guide(), streams["image"].guide(), inputs)
 
     def embed_text(self, inputs: VLMInputs) -> TokenStream:
-        """Token and position embeddings of the texts, padded: [B, T, D]."""
+        """Token and position embeddings of the texts, padded: [Q, T, D]."""
         x = self.text_transformer.embeddings(input_ids=inputs.input_ids)
-        return TokenStream.start(x, ids=inputs.sample_ids, valid=inputs.text_mask, special=inputs.special_mask)
+        ids = inputs.sample_ids if inputs.text_ids is None else inputs.text_ids
+        return TokenStream.start(x, ids=ids, valid=inputs.text_mask, special=inputs.special_mask)
 
     def host_forward(self, inputs: VLMInputs) -> Tensor:
         """METER's own dense forward, by its parts' own code, with scaled_dot_product_attention.
@@ -242,18 +262,21 @@ class METER(nn.Module):
             inputs: The batch.
 
         Returns:
-            Logits, [B, C].
+            As :meth:`forward`.
         """
+        self._check(inputs)
         mask = torch.zeros_like(inputs.text_mask, dtype=self.token_type_embeddings.weight.dtype)
         mask = mask.masked_fill(~inputs.text_mask, torch.finfo(mask.dtype).min)[:, None, None, :]
         text = self.text_transformer.embeddings(input_ids=inputs.input_ids)
         for layer in self.text_transformer.encoder.layer:
             text = layer(text, mask)[0]
-        image = self.trunk(inputs.images)
+        text = self.cross_modal_text_transform(text) + self.token_type_embeddings.weight[0]
+        image = self.cross_modal_image_transform(self.trunk(inputs.images))
+        if inputs.text_index is not None:
+            text, mask = text[inputs.text_index], mask[inputs.text_index]
         if inputs.image_index is not None:
             image = image[inputs.image_index]
-        text = self.cross_modal_text_transform(text) + self.token_type_embeddings.weight[0]
-        image = self.cross_modal_image_transform(image) + self.token_type_embeddings.weight[1]
+        image = image + self._image_kinds(len(image)).unsqueeze(1)
         # an explicit mask: BertLayer reads None as causal
         whole = mask.new_zeros(len(image), 1, 1, image.shape[1])
         for text_layer, image_layer in zip(self.cross_modal_text_layers, self.cross_modal_image_layers, strict=True):
@@ -262,14 +285,35 @@ class METER(nn.Module):
                 text_layer(text, mask, encoder_hidden_states=image, encoder_attention_mask=whole)[0],
                 image_layer(image, whole, encoder_hidden_states=text, encoder_attention_mask=mask)[0],
             )
-        pooled = [self.cross_modal_text_pooler(text[:, 0]), self.cross_modal_image_pooler(image[:, 0])]
-        return self.head(torch.cat(pooled, -1))
+        return self._answer(text[:, 0], image[:, 0], inputs)
 
-    def _enter_fusion(
-        self, execution: Execution, name: str, stream: TokenStream, transform: nn.Linear, kind: int
-    ) -> TokenStream:
-        execution.linear(transform.weight.numel(), name, stream)
-        return stream.map(lambda x: transform(x) + self.token_type_embeddings.weight[kind])
+    def _answer(self, text: Tensor, image: Tensor, inputs: VLMInputs) -> Tensor:
+        """Poolers and head on the first tokens of the streams, [B, D] each."""
+        features = torch.cat([self.cross_modal_text_pooler(text), self.cross_modal_image_pooler(image)], -1)
+        if isinstance(self.head, nn.Linear):
+            return self.head(features).view(-1, inputs.pairs_per_sample)
+        return self.head(features.view(len(features) // self.images_per_text, -1))
+
+    def _image_kinds(self, pairs: int) -> Tensor:
+        """Token type embedding of each pair's image, [B, D]: the first, the second ... of its text."""
+        return self.token_type_embeddings.weight[1:].repeat(pairs // self.images_per_text, 1)
+
+    def _check(self, inputs: VLMInputs) -> None:
+        if not isinstance(self.head, nn.Linear) and inputs.pairs_per_sample != self.images_per_text:
+            raise ValueError(
+                f"a sample of the batch has {inputs.pairs_per_sample} image-text pairs, and the model answers about "
+                f"images_per_text={self.images_per_text}; set images_per_text to the images of an item of the data set"
+            )
+
+
+def _of_pairs(stream: TokenStream, rows: Tensor | None, ids: Tensor) -> TokenStream:
+    return stream.with_ids(ids) if rows is None else stream.expand(rows, ids)
+
+
+def _head(width: int, images: int, num_classes: int | None) -> nn.Module:
+    if num_classes is None:
+        return nn.Linear(width, 1)
+    return nn.Sequential(nn.Linear(images * width, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, num_classes))
 
 
 def _init_bert(module: nn.Module, std: float) -> None:

@@ -26,13 +26,22 @@ class Execution:
         sample_ids: Identity of each image-text pair, long [B].
         kind: ``'masked'`` keeps dropped tokens behind gates (training), ``'packed'`` leaves them out (inference).
         checkpoint_layers: Whether layers are recomputed in the backward pass to save memory.
+        pairs_per_sample: Consecutive pairs whose compute is summed as that of one sample.
     """
 
-    def __init__(self, policy: Policy, *, sample_ids: Tensor, kind: Kind, checkpoint_layers: bool = False) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        sample_ids: Tensor,
+        kind: Kind,
+        checkpoint_layers: bool = False,
+        pairs_per_sample: int = 1,
+    ) -> None:
         self.policy = policy
         self.kind = kind
         self.checkpoint_layers = checkpoint_layers
-        self.record = TrimRecord(sample_ids, policy)
+        self.record = TrimRecord(sample_ids, policy, pairs_per_sample=pairs_per_sample)
 
     def start(self, stream: TokenStream) -> TokenStream:
         """The stream as this execution wants it to lie."""
@@ -73,18 +82,22 @@ class Execution:
         name: str | None = None,
         stream: TokenStream | None = None,
         instances: int | None = None,
+        pairs: int = 1,
+        rows: Tensor | None = None,
     ) -> None:
         """Records a linear map outside the layers.
 
         Args:
-            multiply_adds: Its compute per token of the stream, or per instance if no stream is given.
+            multiply_adds: Its compute per token of the stream, or each time it runs if no stream is given.
             name: The stream's name.
             stream: The stream it ran on.
-            instances: Without a stream, how many instances it ran on; None: the image-text pairs.
+            instances: Without a stream, how often it ran; None: once for each group of ``pairs`` image-text pairs.
+            pairs: Without a stream, how many pairs share one run of it.
+            rows: Which instance of the stream each pair uses, long [B]; None: one each.
         """
         if stream is None:
-            ran_on = len(self.record.sample_ids) if instances is None else instances
+            ran_on = len(self.record.sample_ids) // pairs if instances is None else instances
         else:
             ran_on = stream.x.shape[:-1].numel()
         layout = stream.layout if stream else None
-        self.record.entries.append(LinearRecord(name, layout, multiply_adds, executed=multiply_adds * ran_on))
+        self.record.entries.append(LinearRecord(name, layout, multiply_adds / pairs, multiply_adds * ran_on, rows))

@@ -84,14 +84,14 @@ class LinearRecord:
     Attributes:
         stream: The stream whose tokens it ran on; None: once per instance.
         layout: Layout of that stream at that point; None likewise.
-        multiply_adds: Per token (or per instance).
+        multiply_adds: Per token (or per pair).
         executed: Multiply-adds that were really executed, for the whole batch.
         rows: As in :class:`StepRecord`.
     """
 
     stream: str | None
     layout: Layout | None
-    multiply_adds: int
+    multiply_adds: float
     executed: int
     rows: Tensor | None = None
 
@@ -114,47 +114,55 @@ class CountsPolicies(Protocol):
 class TrimRecord:
     """The record of one forward pass, in the order of execution.
 
-    Compute is that of unshared pairs: an image that several texts share is counted for each of them.
+    Compute is that of unshared samples: an image that several samples share is counted for each of them. Within a sample of
+    several pairs, what its pairs share (the text of two images) is counted once.
 
     Attributes:
         sample_ids: Identity of each image-text pair, long [B].
         policy: Counts its own compute, and says what it can cut.
         entries: What ran.
+        pairs_per_sample: Consecutive pairs that make one sample; G = B / pairs_per_sample.
     """
 
     sample_ids: Tensor
     policy: CountsPolicies
     entries: list[StepRecord | LinearRecord] = field(default_factory=list)
+    pairs_per_sample: int = 1
+
+    @property
+    def samples(self) -> int:
+        """Number of samples G."""
+        return len(self.sample_ids) // self.pairs_per_sample
 
     @property
     def steps(self) -> list[StepRecord]:
         return [entry for entry in self.entries if isinstance(entry, StepRecord)]
 
     def multiply_adds(self) -> Tensor:
-        """Decided compute of the whole model, the policy's own included, per pair, fp32 [B]."""
-        total = torch.zeros_like(self.sample_ids, dtype=torch.float32)
+        """Decided compute of the whole model, the policy's own included, per sample, fp32 [G]."""
+        total = self._zeros()
         for entry in self.entries:
             if isinstance(entry, LinearRecord):
                 cost = entry.cost(lambda layout: layout.counts(), self.sample_ids)
             else:
                 cost = entry.decided() + self._overhead(entry)
-            total = total + _per_pair(cost, entry.rows)
+            total = total + self._per_sample(cost, entry.rows)
         return total
 
     def dense_multiply_adds(self) -> Tensor:
-        """Compute of the same model on every real token with every head, without a policy, per pair, fp32 [B]."""
-        total = torch.zeros_like(self.sample_ids, dtype=torch.float32)
+        """Compute of the same model on every real token with every head, without a policy, per sample, fp32 [G]."""
+        total = self._zeros()
         for entry in self.entries:
             if isinstance(entry, LinearRecord):
                 cost = entry.cost(lambda layout: layout.full(), self.sample_ids)
             else:
                 cost = entry.dense()
-            total = total + _per_pair(cost, entry.rows)
+            total = total + self._per_sample(cost, entry.rows)
         return total
 
     def least_multiply_adds(self) -> Tensor:
-        """Compute if the policy kept protected tokens only and no head that it decides on, per pair, fp32 [B]."""
-        total = torch.zeros_like(self.sample_ids, dtype=torch.float32)
+        """Compute if the policy kept protected tokens only and no head that it decides on, per sample, fp32 [G]."""
+        total = self._zeros()
         cut: frozenset[str] = frozenset()
         for entry in self.entries:
             if isinstance(entry, LinearRecord):
@@ -166,31 +174,31 @@ class TrimRecord:
                 cut |= streams
                 counts = {name: lay.floor() if name in cut else lay.full() for name, lay in entry.tokens.items()}
                 cost = entry.cost(counts, dict.fromkeys(attentions, 0)) + self.policy.multiply_adds(entry.step, scored)
-            total = total + _per_pair(cost, entry.rows)
+            total = total + self._per_sample(cost, entry.rows)
         return total
 
     def executed_multiply_adds(self) -> float:
-        """Multiply-adds that were really executed for the batch, the policy's own included, mean per pair."""
+        """Multiply-adds that were really executed for the batch, the policy's own included, mean per sample."""
         total = 0.0
         for entry in self.entries:
             total += entry.executed
             if isinstance(entry, StepRecord):
                 held = {name: layout.held() for name, layout in entry.before.items()}
                 total += float(torch.as_tensor(self.policy.multiply_adds(entry.step, held)).expand(entry.batch_size).sum())
-        return total / len(self.sample_ids)
+        return total / self.samples
 
     def kept(self) -> dict[str, Tensor]:
-        """Per ``'<step>/<stream>'`` (``'image.3/image'``), the kept share of the real tokens, fp32 [B]."""
+        """Per ``'<step>/<stream>'`` (``'image.3/image'``), the kept share of the real tokens, fp32 [G]."""
         return {
-            f"{entry.step.name}/{name}": _per_pair(layout.counts() / layout.full(), entry.rows)
+            f"{entry.step.name}/{name}": self._mean(layout.counts() / layout.full(), entry.rows)
             for entry in self.steps
             for name, layout in entry.tokens.items()
         }
 
     def heads(self) -> dict[str, Tensor]:
-        """Per ``'<step>/<attention>'`` (``'fusion.1/text.cross'``), the share of heads that are on, fp32 [B]."""
+        """Per ``'<step>/<attention>'`` (``'fusion.1/text.cross'``), the share of heads that are on, fp32 [G]."""
         return {
-            f"{entry.step.name}/{name}": _per_pair(gate.float().mean(1), entry.rows)
+            f"{entry.step.name}/{name}": self._mean(gate.float().mean(1), entry.rows)
             for entry in self.steps
             for name, gate in entry.heads.items()
         }
@@ -198,6 +206,20 @@ class TrimRecord:
     def _overhead(self, entry: StepRecord) -> Tensor | float:
         return self.policy.multiply_adds(entry.step, {name: layout.counts() for name, layout in entry.before.items()})
 
+    def _zeros(self) -> Tensor:
+        return torch.zeros(self.samples, dtype=torch.float32, device=self.sample_ids.device)
 
-def _per_pair(values: Tensor, rows: Tensor | None) -> Tensor:
-    return values if rows is None else values[rows]
+    def _mean(self, values: Tensor, rows: Tensor | None) -> Tensor:
+        values = values if rows is None else values[rows]
+        return values if self.pairs_per_sample == 1 else values.unflatten(0, (self.samples, -1)).mean(1)
+
+    def _per_sample(self, cost: Tensor, rows: Tensor | None) -> Tensor:
+        """Sums the compute of instances [B], or of those that the pairs use, over samples: [G]."""
+        cost = cost if rows is None else cost[rows]
+        if self.pairs_per_sample == 1:
+            return cost
+        cost = cost.unflatten(0, (self.samples, -1))
+        if rows is not None:
+            of_sample = rows.unflatten(0, (self.samples, -1))
+            cost = cost / (of_sample[:, :, None] == of_sample[:, None]).sum(2)  # counted once
+        return cost.sum(1)

@@ -72,7 +72,7 @@ class TrimmedVLM(BaseModel):
             inputs: The batch.
             data_samples: One per image, with its questions.
             mode: ``'loss'``: dict of losses and numbers to log; ``'predict'``: the data samples with ``pred_scores`` [Q, C] and
-                ``trim`` (per question: multiply-adds and kept ratios); ``'tensor'``: logits [B, C].
+                ``trim`` (per question: multiply-adds and kept ratios); ``'tensor'``: logits [G, C].
 
         Raises:
             ValueError: If ``mode`` is none of these, or targets or data samples are missing.
@@ -121,7 +121,7 @@ class TrimmedVLM(BaseModel):
         return data_samples
 
     def trace(self, inputs: VLMInputs, kind: Kind = "packed", policy: Policy | None = None) -> tuple[Tensor, TrimRecord]:
-        """Logits [B, C] and the record of what was kept.
+        """Logits [G, C] and the record of what was kept.
 
         Args:
             inputs: The batch.
@@ -131,7 +131,7 @@ class TrimmedVLM(BaseModel):
         return self._run(inputs, policy or self.policy, kind)
 
     def host_forward(self, inputs: VLMInputs) -> Tensor:
-        """The host model's own dense forward, logits [B, C]."""
+        """The host model's own dense forward, logits [G, C]."""
         return self.backbone.host_forward(inputs if self.backbone.share_images else inputs.unshared())
 
     def set_curriculum(self, progress: float) -> None:
@@ -146,6 +146,7 @@ class TrimmedVLM(BaseModel):
             sample_ids=inputs.sample_ids,
             kind=kind,
             checkpoint_layers=self.checkpoint_layers and torch.is_grad_enabled(),
+            pairs_per_sample=inputs.pairs_per_sample,
         )
         logits = self.backbone(inputs, execution)
         return logits, execution.record
@@ -164,7 +165,7 @@ class TrimmedVLM(BaseModel):
             teacher = copy.deepcopy(self.backbone).eval().requires_grad_(False)
             load_backbone(teacher, checkpoint)
             self._frozen.append(teacher)
-        execution = Execution(self.dense, sample_ids=inputs.sample_ids, kind="masked")
+        execution = Execution(self.dense, sample_ids=inputs.sample_ids, kind="masked", pairs_per_sample=inputs.pairs_per_sample)
         return self._frozen[0](inputs, execution)
 
     def _check_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -72,11 +72,11 @@ def test_mixed_precision(build, inputs_of, backbone, policy, kind):
     inputs = inputs_of(model)
     with torch.no_grad():
         exact, record = model.trace(inputs, "masked")
-        for pairs in (torch.arange(6), torch.tensor([0])):
+        for samples in (torch.arange(6), torch.tensor([0])):
             with torch.autocast("cpu", torch.bfloat16):
-                logits, _ = model.trace(inputs.select(pairs), kind, policy=Replay(record, pairs))
-                model.trace(inputs.select(pairs), kind)
-            torch.testing.assert_close(logits.float(), exact[pairs], atol=0.1, rtol=0.1)
+                logits, _ = model.trace(inputs.select(samples), kind, policy=Replay(record, samples))
+                model.trace(inputs.select(samples), kind)
+            torch.testing.assert_close(logits.float(), exact[samples], atol=0.1, rtol=0.1)
 
 
 def test_inference_mode_leaves_nothing_behind(build, inputs_of, backbone, policy):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,8 @@ class VLMInputs:
 
     def to(self, device: torch.device | str) -> VLMInputs:
         """The same batch on another device."""
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)})
+        moved: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
     def unshared_images(self) -> VLMInputs:
         """The same pairs, each with an image of its own."""

@@ -222,7 +222,7 @@ class METER(nn.Module):
         rows, text_rows = inputs.image_index, inputs.text_index
         text = execution.start(self.embed_text(inputs))
         text = execution.run(self.steps["text"], {"text": text}, rows=text_rows)["text"]
-        execution.linear(self.trunk.conv1.weight.numel() * self.trunk.grid**2, instances=len(inputs.images))
+        execution.linear(self.trunk.conv1.weight.numel() * self.trunk.grid**2, instances=len(inputs.images), rows=rows)
         image = execution.start(TokenStream.start(self.trunk.embed(inputs.images), ids=inputs.image_ids))
         guides = {}
         if self.text_first:

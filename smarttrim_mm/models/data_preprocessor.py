@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from mmengine.model import BaseDataPreprocessor
+from mmpretrain.structures import DataSample
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -21,6 +22,8 @@ class VisionLanguagePreprocessor(BaseDataPreprocessor):
         to_rgb: Reverse the channels: mmcv loads images as BGR.
         pad_id: The tokenizer's padding id.
         special_ids: The tokenizer's ids of the tokens that begin and end a text. The defaults are RoBERTa's.
+        rank_texts: Whether the texts of a training item are alternatives of which one is right (retrieval), and so make one
+            sample; else each is a sample of its own.
         non_blocking: Copy to the device without waiting.
 
     Raises:
@@ -38,6 +41,7 @@ class VisionLanguagePreprocessor(BaseDataPreprocessor):
         to_rgb: bool = True,
         pad_id: int = 1,
         special_ids: Sequence[int] = (0, 2),
+        rank_texts: bool = False,
         non_blocking: bool = False,
     ) -> None:
         super().__init__(non_blocking=non_blocking)
@@ -53,45 +57,70 @@ class VisionLanguagePreprocessor(BaseDataPreprocessor):
         self.to_rgb = to_rgb
         self.pad_id = pad_id
         self.special_ids = tuple(special_ids)
+        self.rank_texts = rank_texts
 
     def forward(self, data: dict, training: bool = False) -> dict:
         """Builds the model's arguments.
 
         Args:
-            data: ``inputs``, a list of I images, uint8 [3, height, width], and ``data_samples``, a list of I
-                `DataSample`, as `PackVQAInputs` and mmengine's ``pseudo_collate`` make them.
-            training: Unused: both modes are alike.
+            data: ``inputs``, a list of an item's image, uint8 [3, height, width], or its K images, [K, 3, height, width], and
+                ``data_samples``, a list of as many `DataSample`, as the pipelines' last step and mmengine's
+                ``pseudo_collate`` make them.
+            training: Whether ``rank_texts`` acts; in evaluation each text is a sample of its own.
 
         Returns:
-            ``inputs``, a `VLMInputs` on the model's device, and ``data_samples`` as they came.
+            ``inputs``, a `VLMInputs` on the model's device, and ``data_samples`` as they came. An item of K images gives K
+            consecutive pairs for each of its texts, which make one sample.
 
         Raises:
-            ValueError: If the images differ in size, or the token ids do not fit ``pad_id`` and ``special_ids``.
+            ValueError: If the images differ in size or number, the token ids do not fit ``pad_id`` and ``special_ids``, or
+                the items have unequal numbers of texts to rank.
         """
         images, samples = data["inputs"], data["data_samples"]
         sizes = {tuple(image.shape) for image in images}
         if len(sizes) > 1:
             raise ValueError(f"images of one batch have the shapes {sorted(sizes)}: expected one; add Resize to the pipeline")
-        questions = [torch.as_tensor(ids, dtype=torch.long) for sample in samples for ids in sample.input_ids]
-        input_ids = pad_sequence(questions, batch_first=True, padding_value=self.pad_id)
+        pixels = torch.stack(list(images))
+        each = pixels.shape[1] if pixels.dim() == 5 else 1
+        texts = [torch.as_tensor(ids, dtype=torch.long) for sample in samples for ids in sample.input_ids]
+        input_ids = pad_sequence(texts, batch_first=True, padding_value=self.pad_id)
         text_mask = input_ids != self.pad_id
         special_mask = torch.isin(input_ids, torch.tensor(self.special_ids))
-        self._check(questions, text_mask, special_mask)
+        self._check(texts, text_mask, special_mask)
         counts = torch.tensor([len(sample.input_ids) for sample in samples])
-        # one question an image: no index, so that nothing is gathered
-        shared = torch.arange(len(samples)).repeat_interleave(counts) if (counts > 1).any() else None
-        targets = [sample.targets for sample in samples if "targets" in sample]
+        item = torch.arange(len(samples)).repeat_interleave(counts)  # of each text
+        image_index = _every(item, each)
+        # one text an item: no index, so that nothing is gathered
+        shared = (counts > 1).any()
+        question_ids = torch.cat([sample.question_ids for sample in samples])
         inputs = VLMInputs(
-            images=self._normalise(self._move(torch.stack(list(images)))),
-            image_index=None if shared is None else self._move(shared),
-            image_ids=self._move(torch.tensor([sample.image_id for sample in samples])),
+            images=self._normalise(self._move(pixels.flatten(0, -4) if each > 1 else pixels)),
+            image_index=self._move(image_index) if shared else None,
+            image_ids=self._move(_every(torch.tensor([sample.image_id for sample in samples]), each)),
             input_ids=self._move(input_ids),
             text_mask=self._move(text_mask),
             special_mask=self._move(special_mask),
-            sample_ids=self._move(torch.cat([sample.question_ids for sample in samples])),
-            targets=self._move(torch.cat(targets)) if len(targets) == len(samples) else None,
+            sample_ids=self._move(_every(question_ids, each)),
+            targets=self._targets(samples),
+            text_index=self._move(torch.arange(len(texts)).repeat_interleave(each)) if each > 1 else None,
+            text_ids=self._move(question_ids) if each > 1 else None,
+            pairs_per_sample=each * (self._ranked(counts) if self.rank_texts and training else 1),
         )
         return {"inputs": inputs, "data_samples": samples}
+
+    def _targets(self, samples: Sequence[DataSample]) -> Tensor | None:
+        for name in ("soft_targets", "targets"):
+            if all(name in sample for sample in samples):
+                return self._move(torch.cat([sample.get(name) for sample in samples]))
+        return None
+
+    def _ranked(self, counts: Tensor) -> int:
+        if (counts != counts[0]).any():
+            raise ValueError(
+                f"items of one batch have {counts.tolist()} texts to rank: expected equal numbers; let the data set give every "
+                "image as many captions"
+            )
+        return int(counts[0])
 
     def _move(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=self._non_blocking)
@@ -110,3 +139,8 @@ class VisionLanguagePreprocessor(BaseDataPreprocessor):
                 f"input_ids {ids}: expected to begin and end with one of special_ids={self.special_ids} and to hold no "
                 f"pad_id={self.pad_id}; give the pre-processor the ids of the pipeline's tokenizer"
             )
+
+
+def _every(indices: Tensor, each: int) -> Tensor:
+    """Indices of the parts of what has ``each`` parts: [n] -> [n each]."""
+    return (indices[:, None] * each + torch.arange(each)).flatten()

@@ -49,8 +49,8 @@ class VQAv2(VisionLanguageDataset):
 
     METAINFO = {"dataset_name": "VQAv2"}
     LAYOUT = (
-        "v2_OpenEnded_mscoco_*_questions.json, v2_mscoco_*_annotations.json, the answer vocabulary, and train2014/, val2014/ "
-        "and test2015/ with the images"
+        "v2_OpenEnded_mscoco_*_questions.json, v2_mscoco_*_annotations.json, the answer vocabulary "
+        "(tools/dataset_converters/vqav2_answers.py makes it), and train2014/, val2014/ and test2015/ with the images"
     )
 
     def __init__(

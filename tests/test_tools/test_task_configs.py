@@ -1,0 +1,118 @@
+"""Every config of METER's tasks at reduced size, on data sets in the official formats: train, validate, resume, test."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import official_files
+import pytest
+import torch
+from transformers.models.roberta.tokenization_roberta import bytes_to_unicode
+
+from smarttrim_mm import cli
+from smarttrim_mm.engine.building import build_loader, build_model, model_batches, read_config
+from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "meter"
+TASKS = {
+    "vqav2": (official_files.write_vqav2, "vqav2", None),
+    "nlvr2": (official_files.write_nlvr2, "nlvr2", "nlvr2/consistency"),
+    "snli-ve": (official_files.write_snli_ve, "snli_ve", "class/accuracy"),
+}
+NAMES = sorted(path.stem for task in TASKS for path in CONFIGS.glob(f"meter-base_{task}_*.py"))
+_SMALL = """
+_base_ = {base!r}
+_layers = dict(num_attention_heads=4, intermediate_size=64)
+model = dict(
+    backbone=dict(
+        vision=dict(image_size=32, patch_size=8, width=48, layers=2, heads=4),
+        text=dict(vocab_size=261, hidden_size=32, num_hidden_layers=1, max_position_embeddings=60, **_layers),
+        fusion=dict(hidden_size=64, num_hidden_layers=1, **_layers),
+    )
+)
+_size = dict(image_size=32)
+train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=_size)
+val_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=_size)
+test_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=_size)
+train_cfg = dict(max_iters=4, val_interval=4)
+param_scheduler = [dict(type="LinearLR", start_factor=0.1, by_epoch=False, end=5)]
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2))  # not amid the gradients that are accumulated
+log_level = "WARNING"
+"""
+_VQA = """
+model["backbone"]["num_classes"] = {classes}
+for _loader in (train_dataloader, val_dataloader, test_dataloader):
+    _loader["dataset"] = dict(**_size, num_classes={classes})
+"""
+
+
+def task_of(name: str) -> str:
+    return name.split("_")[1]
+
+
+@pytest.fixture
+def small_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Writes the task's data, roberta's tokenizer and a small config; works in a folder of its own, as paths are relative."""
+
+    def make(name: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        write, folder, _ = TASKS[task_of(name)]
+        write(tmp_path / "data" / folder)
+        tokens = ["<s>", "<pad>", "</s>", "<unk>", *bytes_to_unicode().values(), "<mask>"]
+        roberta = tmp_path / "data" / "roberta-base"
+        official_files.write_json(roberta / "vocab.json", {token: index for index, token in enumerate(tokens)})
+        official_files.write_json(roberta / "config.json", {"model_type": "roberta"})
+        (roberta / "merges.txt").write_text("#version: 0.2\n")
+        more = _VQA.format(classes=len(official_files.VQA_CLASSES)) if folder == "vqav2" else ""
+        path = tmp_path / f"small_{name}_{tmp_path.parent.name}.py"
+        path.write_text(_SMALL.format(base=str(CONFIGS / f"{name}.py")) + more)
+        return str(path)
+
+    return make
+
+
+def test_every_task_has_its_configs():
+    assert len(NAMES) == len(TASKS) * 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_train_validate_resume_and_test(small_task, name, tmp_path):
+    config, work_dir = small_task(name), tmp_path / "work"
+    cli.train([config, "--work-dir", str(work_dir)])
+    straight = load_checkpoint_file(work_dir / "iter_4.pth")["state_dict"]
+    (work_dir / "iter_4.pth").unlink()  # as if it had been killed before
+    cli.train([config, "--work-dir", str(work_dir), "--resume", str(work_dir / "iter_2.pth")])
+    content = load_checkpoint_file(work_dir / "iter_4.pth")
+    assert all(torch.equal(value, straight[key]) for key, value in content["state_dict"].items())
+    assert all(torch.isfinite(value).all() for value in content["state_dict"].values() if value.is_floating_point())
+    speedup = tmp_path / "compute.json"
+    metrics = cli.test(
+        [config, str(work_dir / "iter_4.pth"), "--work-dir", str(tmp_path / "test"), "--speedup-report", str(speedup)]
+    )
+    metric = TASKS[task_of(name)][2]
+    if metric is not None:
+        assert 0 <= metrics[metric] <= 1
+    else:  # the answers of test-dev go to the server
+        answers = json.loads((tmp_path / "work_dirs" / "vqav2_test-dev.json").read_text())
+        assert [row["question_id"] for row in answers] == [1000, 1001]
+        assert {row["answer"] for row in answers} <= set(official_files.VQA_CLASSES)
+    assert json.loads(speedup.read_text())["dense_multiply_adds"] > 0
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_eight_samples_are_learnt_by_heart(small_task, task):
+    """Inputs reach the head: the loss of a batch falls to a tenth, trimmers and all."""
+    cfg = read_config(small_task(f"meter-base_{task}_smarttrim-2x"), {"model.distillation": None, "model.budget": None})
+    cfg.train_dataloader.batch_size = 8
+    model = build_model(cfg).train()
+    inputs = next(model_batches(model, build_loader(cfg, "train")))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = model.loss(inputs)["loss_task"]
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    floor = torch.special.entr(inputs.targets).sum() if inputs.targets.is_floating_point() else 0.0
+    assert min(losses[-20:]) - float(floor) < 0.1 * losses[0]

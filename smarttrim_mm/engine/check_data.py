@@ -37,7 +37,8 @@ class SplitReport:
     def __str__(self) -> str:
         lines = [f"{self.split}: {self.title}", *(f"  {line}" for line in self.counts)]
         if self.problems:
-            lines.append(f"  {len(self.problems)} problems" + (", the first are" if len(self.problems) > _SHOWN else ""))
+            count = len(self.problems)
+            lines.append(f"  {count} problem{'s' * (count > 1)}{', the first are' * (count > _SHOWN)}")
             lines += [f"    {problem}" for problem in self.problems[:_SHOWN]]
         else:
             lines.append("  nothing is wrong")

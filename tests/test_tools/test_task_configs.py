@@ -46,6 +46,12 @@ for _loader in (train_dataloader, val_dataloader, test_dataloader):
 """
 
 
+@pytest.fixture(autouse=True)
+def plain_dumps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run dumps its config five times, and to lay out so long a one takes yapf a second."""
+    monkeypatch.setattr("mmengine.config.config.FormatCode", lambda text, **_: (text, True))
+
+
 def task_of(name: str) -> str:
     return name.split("_")[1]
 

@@ -1,6 +1,7 @@
 # bash tools/dist_train.sh configs/meter/meter-base_288px_smarttrim-2x.py 8 --auto-scale-lr
-# The full METER with SmartTrim at half its multiply-adds. Readers of the paper's data sets are not part of this version:
-# easy-VQA, enlarged, stands in. The tokenizer of roberta-base must lie in the local Hugging Face cache or in the named folder.
+# The full METER with SmartTrim at half its multiply-adds, on easy-VQA, enlarged, which needs no licensed data; METER's own tasks
+# are in meter-base_vqav2_*.py and beside. The tokenizer of roberta-base must lie in the local Hugging Face cache or in the named
+# folder.
 _base_ = [
     "../_base_/models/meter_base.py",
     "../_base_/datasets/easy_vqa.py",
@@ -25,7 +26,7 @@ pipeline = [
         tokenizer=dict(type="PretrainedTokenizer", name_or_path="roberta-base"),
         max_length=50,
     ),
-    dict(type="PackVQAInputs"),
+    dict(type="PackVLInputs"),
 ]
 train_dataloader = dict(dataset=dict(pipeline=pipeline))
 val_dataloader = dict(dataset=dict(pipeline=pipeline))

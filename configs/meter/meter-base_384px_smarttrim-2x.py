@@ -11,7 +11,7 @@ pipeline = [
         tokenizer=dict(type="PretrainedTokenizer", name_or_path="roberta-base"),
         max_length=50,
     ),
-    dict(type="PackVQAInputs"),
+    dict(type="PackVLInputs"),
 ]
 train_dataloader = dict(dataset=dict(pipeline=pipeline))
 val_dataloader = dict(dataset=dict(pipeline=pipeline))

@@ -1,10 +1,7 @@
 """Pipeline steps from a data set's record to a model's item."""
 
 import cv2
-import numpy as np
-import torch
 from mmcv.transforms import BaseTransform, LoadImageFromFile
-from mmpretrain.structures import DataSample
 
 from smarttrim_mm.datasets.tokenizers import Tokenizer
 from smarttrim_mm.registry import TOKENIZERS, TRANSFORMS
@@ -64,33 +61,3 @@ class TokenizeQuestions(BaseTransform):
         """
         results["input_ids"] = [self.tokenizer(text, self.max_length).tolist() for text in results["questions"]]
         return results
-
-
-@TRANSFORMS.register_module()
-class PackVQAInputs(BaseTransform):
-    """Packs a record as a model's item: the image, and a `DataSample` with everything about its questions.
-
-    Token ids stay lists: each tensor that a loader's worker sends costs a file descriptor.
-    """
-
-    def transform(self, results: dict) -> dict:
-        """Packs one image.
-
-        Args:
-            results: A record with ``img`` (uint8 [height, width, 3]), ``img_path``, ``image_id``, ``questions``,
-                ``question_ids`` and ``input_ids``; ``answers`` and ``targets`` where they are known.
-
-        Returns:
-            ``inputs``, uint8 [3, height, width], and ``data_samples``, a `DataSample` with ``image_id``, ``img_path``,
-            ``questions``, ``question_ids`` (long [Q]), ``input_ids`` (Q lists of ids), and where known ``answers``, and
-            ``targets`` (long [Q]).
-        """
-        sample = DataSample()
-        for key in ("image_id", "img_path", "questions", "answers", "input_ids"):
-            if key in results:
-                sample.set_field(results[key], key)
-        for key in ("question_ids", "targets"):
-            if key in results:
-                sample.set_field(torch.tensor(results[key], dtype=torch.long), key)
-        image = np.ascontiguousarray(results["img"].transpose(2, 0, 1))
-        return {"inputs": torch.from_numpy(image), "data_samples": sample}

@@ -5,13 +5,14 @@ import torch
 from mmengine.dataset import Compose
 
 from smarttrim_mm.datasets.easy_vqa import EasyVQA
-from smarttrim_mm.datasets.transforms import LoadImage, PackVQAInputs, TokenizeQuestions
+from smarttrim_mm.datasets.multi_image import PackVLInputs
+from smarttrim_mm.datasets.transforms import LoadImage, TokenizeQuestions
 
 TOKENIZER = {"type": "WordTokenizer", "words": ["is", "there", "a", "circle", "?"]}
 
 
 def test_pipeline_packs_one_image_with_its_questions(make_root):
-    steps = [LoadImage(), TokenizeQuestions(tokenizer=TOKENIZER, max_length=16), PackVQAInputs()]
+    steps = [LoadImage(), TokenizeQuestions(tokenizer=TOKENIZER, max_length=16), PackVLInputs()]
     item = EasyVQA(split="test", data_root=make_root(), pipeline=steps)[2]
     assert item["inputs"].dtype == torch.uint8 and item["inputs"].shape == (3, 4, 6)
     assert item["inputs"][:, 0, 0].tolist() == [0, 100, 202]  # BGR
@@ -30,7 +31,7 @@ def test_answers_may_be_unknown():
         "question_ids": [7],
         "image_id": 1,
     }
-    sample = Compose([TokenizeQuestions(tokenizer=TOKENIZER, max_length=4), PackVQAInputs()])(record)["data_samples"]
+    sample = Compose([TokenizeQuestions(tokenizer=TOKENIZER, max_length=4), PackVLInputs()])(record)["data_samples"]
     assert "targets" not in sample and "answers" not in sample and sample.input_ids == [[0, 6, 8, 2]]
 
 

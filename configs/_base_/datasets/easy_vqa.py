@@ -7,7 +7,7 @@ words = [
 pipeline = [
     dict(type="LoadImage"),
     dict(type="TokenizeQuestions", tokenizer=dict(type="WordTokenizer", words=words), max_length=16),
-    dict(type="PackVQAInputs"),
+    dict(type="PackVLInputs"),
 ]
 # Decoding so small images costs less than a worker process would on two cores. With workers, add persistent_workers=True.
 loader = dict(batch_size=32, num_workers=0, collate_fn=dict(type="pseudo_collate"))

@@ -1,7 +1,7 @@
 # bash tools/dist_train.sh configs/meter/meter-base_288px_smarttrim-2x.py 8 --auto-scale-lr
-# The full METER with SmartTrim at half its multiply-adds, on easy-VQA, enlarged, which needs no licensed data; METER's own tasks
-# are in meter-base_vqav2_*.py and beside. The tokenizer of roberta-base must lie in the local Hugging Face cache or in the named
-# folder.
+# The full METER with SmartTrim at half its multiply-adds, on easy-VQA, enlarged, which needs no licensed data.
+# METER's own tasks are in meter-base_vqav2_*.py and beside. The tokenizer of roberta-base must lie in the local Hugging Face
+# cache or in the named folder.
 _base_ = [
     "../_base_/models/meter_base.py",
     "../_base_/datasets/easy_vqa.py",

@@ -67,7 +67,9 @@ def build_loader(cfg: Config, split: str) -> DataLoader:
 
 
 def model_batches(model: TrimmedVLM, loader: DataLoader, limit: int | None = None) -> Iterator[VLMInputs]:
-    """Goes through a loader's batches as the model takes them.
+    """Goes through a loader's batches as the model takes them in evaluation.
+
+    A model with a ranking head gets every image of a batch with every text of it, as retrieval runs it.
 
     Args:
         model: Gives the pre-processor and the device.
@@ -77,4 +79,5 @@ def model_batches(model: TrimmedVLM, loader: DataLoader, limit: int | None = Non
     for number, data in enumerate(loader):
         if number == limit:
             return
-        yield model.data_preprocessor(data, False)["inputs"]
+        inputs = model.data_preprocessor(data, False)["inputs"]
+        yield inputs.all_pairs() if model.ranks_texts else inputs

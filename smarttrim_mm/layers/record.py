@@ -187,6 +187,21 @@ class TrimRecord:
                 total += float(torch.as_tensor(self.policy.multiply_adds(entry.step, held)).expand(entry.batch_size).sum())
         return total / self.samples
 
+    def summary(self) -> dict[str, Tensor]:
+        """What each sample took, by name, fp32 [G] each.
+
+        Multiply-adds: ``multiply_adds`` (decided), ``dense_multiply_adds``, ``executed_multiply_adds`` (the batch's mean for
+        all). Ratios in 0-1: ``kept/<step>/<stream>`` and ``heads/<step>/<attention>``.
+        """
+        decided = self.multiply_adds()
+        return {
+            "multiply_adds": decided,
+            "dense_multiply_adds": self.dense_multiply_adds(),
+            "executed_multiply_adds": torch.full_like(decided, self.executed_multiply_adds()),
+            **{f"kept/{key}": ratio for key, ratio in self.kept().items()},
+            **{f"heads/{key}": ratio for key, ratio in self.heads().items()},
+        }
+
     def kept(self) -> dict[str, Tensor]:
         """Per ``'<step>/<stream>'`` (``'image.3/image'``), the kept share of the real tokens, fp32 [G]."""
         return {

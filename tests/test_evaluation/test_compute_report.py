@@ -58,7 +58,7 @@ def test_out_file(tmp_path):
     metric.process(None, [sample([4e6, 4e6])])
     metric.evaluate(1)
     report = json.loads(path.read_text())
-    assert report["pairs"] == 2 and report["speedup"] == 2.0 and "M per image-question pair" in report["units"]
+    assert report["samples"] == 2 and report["speedup"] == 2.0 and "M per sample" in report["units"]
     assert report["kept"] == {"image.3/image": 0.5} and report["heads"] == {"fusion.1/text.cross": 0.5}
 
 

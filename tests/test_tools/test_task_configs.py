@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import official_files
@@ -10,14 +11,17 @@ import torch
 from transformers.models.roberta.tokenization_roberta import bytes_to_unicode
 
 from smarttrim_mm import cli
-from smarttrim_mm.engine.building import build_loader, build_model, model_batches, read_config
+from smarttrim_mm.engine.building import build_loader, build_model, read_config
 from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "meter"
+_karpathy = partial(partial, official_files.write_karpathy, images=20)
 TASKS = {
     "vqav2": (official_files.write_vqav2, "vqav2", None),
     "nlvr2": (official_files.write_nlvr2, "nlvr2", "nlvr2/consistency"),
     "snli-ve": (official_files.write_snli_ve, "snli_ve", "class/accuracy"),
+    "flickr30k-retrieval": (_karpathy(source="flickr30k"), "flickr30k", "retrieval/recall_mean"),
+    "coco-retrieval": (_karpathy(source="coco"), "coco", "retrieval/recall_mean"),
 }
 NAMES = sorted(path.stem for task in TASKS for path in CONFIGS.glob(f"meter-base_{task}_*.py"))
 _SMALL = """
@@ -44,6 +48,12 @@ model["backbone"]["num_classes"] = {classes}
 for _loader in (train_dataloader, val_dataloader, test_dataloader):
     _loader["dataset"] = dict(**_size, num_classes={classes})
 """
+_RETRIEVAL = """
+train_dataloader["dataset"] = dict(**_size, false_captions=3)
+val_dataloader["dataset"] = dict(**_size, num_images=2)
+val_cfg = test_cfg = dict(pairs_per_batch=4)
+optim_wrapper = dict(accumulative_counts=2)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +79,11 @@ def small_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
         official_files.write_json(roberta / "vocab.json", {token: index for index, token in enumerate(tokens)})
         official_files.write_json(roberta / "config.json", {"model_type": "roberta"})
         (roberta / "merges.txt").write_text("#version: 0.2\n")
-        more = _VQA.format(classes=len(official_files.VQA_CLASSES)) if folder == "vqav2" else ""
+        more = {
+            "vqav2": _VQA.format(classes=len(official_files.VQA_CLASSES)),
+            "flickr30k": _RETRIEVAL,
+            "coco": _RETRIEVAL,
+        }.get(folder, "")
         path = tmp_path / f"small_{name}_{tmp_path.parent.name}.py"
         path.write_text(_SMALL.format(base=str(CONFIGS / f"{name}.py")) + more)
         return str(path)
@@ -92,9 +106,12 @@ def test_train_validate_resume_and_test(small_task, name, tmp_path):
     assert all(torch.equal(value, straight[key]) for key, value in content["state_dict"].items())
     assert all(torch.isfinite(value).all() for value in content["state_dict"].values() if value.is_floating_point())
     speedup = tmp_path / "compute.json"
-    metrics = cli.test(
-        [config, str(work_dir / "iter_4.pth"), "--work-dir", str(tmp_path / "test"), "--speedup-report", str(speedup)]
-    )
+    arguments = ["--work-dir", str(tmp_path / "test"), "--speedup-report", str(speedup), "--out", str(tmp_path / "out.json")]
+    metrics = cli.test([config, str(work_dir / "iter_4.pth"), *arguments])
+    predictions = json.loads((tmp_path / "out.json").read_text())["predictions"]
+    assert len({prediction["image_id"] for prediction in predictions}) >= 1
+    if "retrieval" in name:
+        assert all(len(best["text_ids"]) == 10 and best["scores"] == sorted(best["scores"])[::-1] for best in predictions)
     metric = TASKS[task_of(name)][2]
     if metric is not None:
         assert 0 <= metrics[metric] <= 1
@@ -111,7 +128,7 @@ def test_eight_samples_are_learnt_by_heart(small_task, task):
     cfg = read_config(small_task(f"meter-base_{task}_smarttrim-2x"), {"model.distillation": None, "model.budget": None})
     cfg.train_dataloader.batch_size = 8
     model = build_model(cfg).train()
-    inputs = next(model_batches(model, build_loader(cfg, "train")))
+    inputs = model.data_preprocessor(next(iter(build_loader(cfg, "train"))), training=True)["inputs"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     losses = []
     for _ in range(150):

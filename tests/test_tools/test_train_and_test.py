@@ -157,7 +157,7 @@ def test_reports(small_config, straight, tmp_path, monkeypatch):
     assert len({record["question_id"] for record in asked}) == len(asked)
     spent = sum(record["multiply_adds"] for record in asked) / len(asked) / 1e6
     assert spent == pytest.approx(metrics["compute/multiply_adds"], rel=1e-4)
-    assert json.loads(report.read_text())["pairs"] == len(asked)
+    assert json.loads(report.read_text())["samples"] == len(asked)
 
 
 def test_a_report_needs_no_metric_in_the_config(small_config, straight, tmp_path):

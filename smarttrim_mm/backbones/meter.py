@@ -164,7 +164,7 @@ class METER(nn.Module):
 
     @property
     def input_format(self) -> dict[str, int]:
-        """Sizes and token ids of the inputs and answers, see :func:`smarttrim_mm.testing.random_inputs`."""
+        """Sizes and token ids of the inputs and answers, see :func:`smarttrim_mm.utils.random_inputs.random_inputs`."""
         config = self.text_transformer.config
         return {
             "image_size": self.trunk.image_size,
@@ -172,6 +172,7 @@ class METER(nn.Module):
             "begin_id": config.bos_token_id,
             "end_id": config.eos_token_id,
             "pad_id": config.pad_token_id,
+            "max_text_length": config.max_position_embeddings - config.pad_token_id - 1,  # positions count on from the pad's id
             "num_classes": [part for part in self.head.modules() if isinstance(part, nn.Linear)][-1].out_features,
             "images_per_text": self.images_per_text,
         }
@@ -222,15 +223,16 @@ class METER(nn.Module):
         rows, text_rows = inputs.image_index, inputs.text_index
         text = execution.start(self.embed_text(inputs))
         text = execution.run(self.steps["text"], {"text": text}, rows=text_rows)["text"]
-        execution.linear(self.trunk.conv1.weight.numel() * self.trunk.grid**2, instances=len(inputs.images), rows=rows)
+        patches = self.trunk.conv1.weight.numel() * self.trunk.grid**2
+        execution.linear(patches, name="image.patches", instances=len(inputs.images), rows=rows)
         image = execution.start(TokenStream.start(self.trunk.embed(inputs.images), ids=inputs.image_ids))
         guides = {}
         if self.text_first:
             guides["text"] = text.guide() if text_rows is None else text.guide()[text_rows]
         image = execution.run(self.steps["image"], {"image": image}, guides=guides, rows=rows)["image"]
         image = image.map(self.trunk.ln_post)
-        execution.linear(self.cross_modal_text_transform.weight.numel(), "text", text, rows=text_rows)
-        execution.linear(self.cross_modal_image_transform.weight.numel(), "image", image, rows=rows)
+        execution.linear(self.cross_modal_text_transform.weight.numel(), "text", text, name="text.transform", rows=text_rows)
+        execution.linear(self.cross_modal_image_transform.weight.numel(), "image", image, name="image.transform", rows=rows)
         text, image = text.map(self.cross_modal_text_transform), image.map(self.cross_modal_image_transform)
         # from here on a text and an image belong to their pair, shared or not
         text, image = _of_pairs(text, text_rows, inputs.sample_ids), _of_pairs(image, rows, inputs.sample_ids)
@@ -240,13 +242,13 @@ class METER(nn.Module):
             "image": image.map(lambda x: x + kinds),
         }
         streams = execution.run(self.steps["fusion"], streams)
-        for module, pairs in (
-            (self.cross_modal_text_pooler, 1),
-            (self.cross_modal_image_pooler, 1),
-            (self.head, self.images_per_text),
+        for name, module, pairs in (
+            ("head.text_pooler", self.cross_modal_text_pooler, 1),
+            ("head.image_pooler", self.cross_modal_image_pooler, 1),
+            (f"head.{self.head_name}", self.head, self.images_per_text),
         ):
             linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
-            execution.linear(sum(part.weight.numel() for part in linears), pairs=pairs)
+            execution.linear(sum(part.weight.numel() for part in linears), name=name, pairs=pairs)
         return self._answer(streams["text"].guide(), streams["image"].guide(), inputs)
 
     def embed_text(self, inputs: VLMInputs) -> TokenStream:

@@ -106,6 +106,29 @@ def test_the_policy_is_counted(encoder_layer, stream):
     assert masked.record.executed_multiply_adds() == masked.record.steps[0].executed / 2 + 60
 
 
+def test_a_plan_by_hand(encoder_layer, stream):
+    """What was decided plays no part; the first decision scores every token, later ones what the plan leaves."""
+    _, step = encoder_layer(True)
+    execution = Execution(Counts(steps=[]), sample_ids=IDS, kind="packed")
+    words = execution.start(stream)
+    execution.linear(7, "words", words, name="text.before")
+    for _ in range(2):
+        words = execution.run([step], {"words": words})["words"]
+    execution.linear(100, "words", words, name="text.after")
+    before, first, second, after = execution.record.plan(Counts(steps=[]), 0.5)
+    kept = torch.tensor([1 + 5 / 2, 1 + 3 / 2])  # one token is protected
+    layer = 0.5 * (4 * kept * 256 + 2 * kept**2 * 16) + kept * 2 * 16 * 24
+    assert torch.equal(before.own, 7 * torch.tensor([6.0, 4.0]))
+    assert torch.equal(first.own, layer)
+    assert torch.equal(second.own, layer)
+    assert torch.equal(after.own, 100 * kept)
+    assert torch.equal(first.policy, 10 * torch.tensor([6.0, 4.0]))
+    assert torch.equal(second.policy, 10 * kept)
+    assert not before.policy.any()
+    assert torch.equal(second.tokens["words"], kept)
+    assert second.heads == {"words.self": 2.0}
+
+
 def test_decided_compute_is_differentiable(encoder_layer, fixed, stream):
     _, step = encoder_layer(True)
     keep = torch.ones(2, 6, requires_grad=True)

@@ -169,7 +169,7 @@ class METER(nn.Module):
 
     @property
     def input_format(self) -> dict[str, int]:
-        """Sizes and token ids of the inputs and answers, see :func:`smarttrim_mm.testing.random_inputs`."""
+        """Sizes and token ids of the inputs and answers, see :func:`smarttrim_mm.utils.random_inputs.random_inputs`."""
         config = self.text_transformer.config
         return {
             "image_size": self.trunk.image_size,
@@ -177,6 +177,7 @@ class METER(nn.Module):
             "begin_id": config.bos_token_id,
             "end_id": config.eos_token_id,
             "pad_id": config.pad_token_id,
+            "max_text_length": config.max_position_embeddings - config.pad_token_id - 1,  # positions count on from the pad's id
             "num_classes": [part for part in self.head.modules() if isinstance(part, nn.Linear)][-1].out_features,
             "images_per_text": self.images_per_text,
         }
@@ -249,7 +250,8 @@ class METER(nn.Module):
             guides: With ``text_first``, the encoded texts' first tokens, ``'text'`` [B, D].
         """
         rows = inputs.image_index
-        execution.linear(self.trunk.conv1.weight.numel() * self.trunk.grid**2, instances=len(inputs.images), rows=rows)
+        patches = self.trunk.conv1.weight.numel() * self.trunk.grid**2
+        execution.linear(patches, name="image.patches", instances=len(inputs.images), rows=rows)
         image = execution.start(TokenStream.start(self.trunk.embed(inputs.images), ids=inputs.image_ids))
         image = execution.run(self.steps["image"], {"image": image}, guides=guides, rows=rows)["image"]
         return self._project("image", image.map(self.trunk.ln_post), rows, execution)
@@ -275,13 +277,13 @@ class METER(nn.Module):
             "image": image.map(lambda x: x + kinds),
         }
         streams = execution.run(self.steps["fusion"], streams)
-        for module, pairs in (
-            (self.cross_modal_text_pooler, 1),
-            (self.cross_modal_image_pooler, 1),
-            (self.head, self.images_per_text),
+        for name, module, pairs in (
+            ("head.text_pooler", self.cross_modal_text_pooler, 1),
+            ("head.image_pooler", self.cross_modal_image_pooler, 1),
+            (f"head.{self.head_name}", self.head, self.images_per_text),
         ):
             linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
-            execution.linear(sum(part.weight.numel() for part in linears), pairs=pairs)
+            execution.linear(sum(part.weight.numel() for part in linears), name=name, pairs=pairs)
         return self._answer(streams["text"].guide(), streams["image"].guide(), inputs)
 
     def _run_text(self, inputs: VLMInputs, execution: Execution) -> TokenStream:
@@ -292,7 +294,7 @@ class METER(nn.Module):
         """To the width of the fusion."""
         transform = self.get_submodule(f"cross_modal_{name}_transform")
         assert isinstance(transform, nn.Linear)
-        execution.linear(transform.weight.numel(), name, stream, rows=rows)
+        execution.linear(transform.weight.numel(), name, stream, name=f"{name}.transform", rows=rows)
         return stream.map(transform)
 
     def embed_text(self, inputs: VLMInputs) -> TokenStream:

@@ -31,9 +31,12 @@ def build_model(cfg: Config, checkpoint: str | None = None) -> TrimmedVLM:
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        ValueError: If it is damaged, of another architecture, or has no weights for the config's policy.
+        ValueError: If it is damaged, of another architecture, or has no weights for the config's policy; or if the config has
+            no model.
         TypeError: If the config's model is no ``TrimmedVLM``.
     """
+    if "model" not in cfg:
+        raise ValueError(f"{cfg.filename} has no model; give a config of a model, such as configs/meter/quickstart_dense.py")
     settings = dict(cfg.model)
     if "data_preprocessor" in cfg:
         settings.setdefault("data_preprocessor", cfg.data_preprocessor)

@@ -82,6 +82,7 @@ class LinearRecord:
     """A linear map outside the layers: embeddings, transforms, poolers, heads.
 
     Attributes:
+        name: ``'<part>.<what>'`` (``'image.patches'``); a part that is a stage is counted with that stage's layers.
         stream: The stream whose tokens it ran on; None: once per instance.
         layout: Layout of that stream at that point; None likewise.
         multiply_adds: Per token (or per pair).
@@ -89,6 +90,7 @@ class LinearRecord:
         rows: As in :class:`StepRecord`.
     """
 
+    name: str
     stream: str | None
     layout: Layout | None
     multiply_adds: float
@@ -100,6 +102,25 @@ class LinearRecord:
         if self.layout is None:
             return torch.full_like(like, self.multiply_adds, dtype=torch.float32)
         return counts(self.layout) * self.multiply_adds
+
+
+@dataclass(frozen=True)
+class PlannedCost:
+    """What one entry of a record would cost if a share of what may be cut were kept.
+
+    Attributes:
+        entry: The entry.
+        tokens: Per stream, the tokens it would run on, [B].
+        heads: Per attention that may be cut, the heads that would be on.
+        own: Multiply-adds of the entry itself, per sample, fp32 [G].
+        policy: Multiply-adds of deciding on it, likewise.
+    """
+
+    entry: StepRecord | LinearRecord
+    tokens: Mapping[str, Tensor]
+    heads: Mapping[str, float]
+    own: Tensor
+    policy: Tensor
 
 
 class CountsPolicies(Protocol):
@@ -163,19 +184,41 @@ class TrimRecord:
     def least_multiply_adds(self) -> Tensor:
         """Compute if the policy kept protected tokens only and no head that it decides on, per sample, fp32 [G]."""
         total = self._zeros()
+        for planned in self.plan(self.policy, 0.0):
+            total = total + planned.own + planned.policy
+        return total
+
+    def plan(self, cuts: CountsPolicies, share: float) -> list[PlannedCost]:
+        """What each entry would cost if, wherever tokens or heads may be cut, the same share of them were kept.
+
+        The share is that of the real tokens that are not protected, and of all heads. A stream is cut from the first step on
+        where it may be. What was decided in this pass plays no part.
+
+        Args:
+            cuts: Says what may be cut, and what deciding costs.
+            share: In [0, 1]; 0 leaves protected tokens and no head.
+        """
+        planned = []
         cut: frozenset[str] = frozenset()
         for entry in self.entries:
             if isinstance(entry, LinearRecord):
                 trimmed = entry.stream in cut
-                cost = entry.cost(lambda layout: layout.floor() if trimmed else layout.full(), self.sample_ids)  # noqa: B023
-            else:
-                streams, attentions = self.policy.trims(entry.step)
-                scored = {name: lay.floor() if name in cut else lay.full() for name, lay in entry.before.items()}
-                cut |= streams
-                counts = {name: lay.floor() if name in cut else lay.full() for name, lay in entry.tokens.items()}
-                cost = entry.cost(counts, dict.fromkeys(attentions, 0)) + self.policy.multiply_adds(entry.step, scored)
-            total = total + self._per_sample(cost, entry.rows)
-        return total
+                tokens = {entry.stream: _left(entry.layout, share, trimmed)} if entry.stream and entry.layout else {}
+                own = entry.cost(lambda layout: _left(layout, share, trimmed), self.sample_ids)  # noqa: B023
+                planned.append(PlannedCost(entry, tokens, {}, self._per_sample(own, entry.rows), self._zeros()))
+                continue
+            streams, attentions = cuts.trims(entry.step)
+            scored = {name: _left(layout, share, name in cut) for name, layout in entry.before.items()}
+            cut |= streams
+            tokens = {name: _left(layout, share, name in cut) for name, layout in entry.tokens.items()}
+            views = [view for layer in entry.step.layers.values() for view in layer.attentions]
+            heads = {view.name: share * view.heads for view in views if view.name in attentions}
+            own = entry.cost(tokens, heads)
+            decision = torch.zeros_like(own) + cuts.multiply_adds(entry.step, scored)
+            planned.append(
+                PlannedCost(entry, tokens, heads, self._per_sample(own, entry.rows), self._per_sample(decision, entry.rows))
+            )
+        return planned
 
     def executed_multiply_adds(self) -> float:
         """Multiply-adds that were really executed for the batch, the policy's own included, mean per sample."""
@@ -238,3 +281,9 @@ class TrimRecord:
             of_sample = rows.unflatten(0, (self.samples, -1))
             cost = cost / (of_sample[:, :, None] == of_sample[:, None]).sum(2)  # counted once
         return cost.sum(1)
+
+
+def _left(layout: Layout, share: float, trimmed: bool) -> Tensor:
+    """Tokens [B] if a share of those that may be dropped were kept."""
+    least = layout.floor()
+    return least + share * (layout.full() - least) if trimmed else layout.full()

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from smarttrim_mm.layers.views import AttentionView, LayerStep
+from smarttrim_mm.layers.views import AttentionView, LayerStep, modality
 from smarttrim_mm.structures import Layout
 
 
@@ -64,7 +64,8 @@ class StepRecord:
             n = counts[stream]
             for view in layer.attentions:
                 total = total + attention_multiply_adds(view, n, counts[view.reads], heads.get(view.name, view.heads))
-            total = total + n * (layer.mlp.fc1.weight.numel() + layer.mlp.fc2.weight.numel())
+            merges = sum(join.merge.weight.numel() for join in layer.joins if join.merge is not None)
+            total = total + n * (layer.mlp.fc1.weight.numel() + layer.mlp.fc2.weight.numel() + merges)
         return total
 
     def decided(self) -> Tensor:
@@ -102,6 +103,21 @@ class LinearRecord:
         return counts(self.layout) * self.multiply_adds
 
 
+@dataclass(frozen=True)
+class AheadRecord:
+    """Layers that ran whole for the policy's sake: a text that was read ahead, to guide the image encoder.
+
+    Attributes:
+        multiply_adds: Per instance, fp32 [B].
+        executed: Multiply-adds that were really executed, for the whole batch.
+        rows: As in :class:`StepRecord`.
+    """
+
+    multiply_adds: Tensor
+    executed: int
+    rows: Tensor | None = None
+
+
 class CountsPolicies(Protocol):
     """The part of a policy that a record needs."""
 
@@ -126,7 +142,7 @@ class TrimRecord:
 
     sample_ids: Tensor
     policy: CountsPolicies
-    entries: list[StepRecord | LinearRecord] = field(default_factory=list)
+    entries: list[StepRecord | LinearRecord | AheadRecord] = field(default_factory=list)
     pairs_per_sample: int = 1
 
     @property
@@ -144,6 +160,8 @@ class TrimRecord:
         for entry in self.entries:
             if isinstance(entry, LinearRecord):
                 cost = entry.cost(lambda layout: layout.counts(), self.sample_ids)
+            elif isinstance(entry, AheadRecord):
+                cost = entry.multiply_adds
             else:
                 cost = entry.decided() + self._overhead(entry)
             total = total + self._per_sample(cost, entry.rows)
@@ -153,6 +171,8 @@ class TrimRecord:
         """Compute of the same model on every real token with every head, without a policy, per sample, fp32 [G]."""
         total = self._zeros()
         for entry in self.entries:
+            if isinstance(entry, AheadRecord):
+                continue
             if isinstance(entry, LinearRecord):
                 cost = entry.cost(lambda layout: layout.full(), self.sample_ids)
             else:
@@ -164,15 +184,22 @@ class TrimRecord:
         """Compute if the policy kept protected tokens only and no head that it decides on, per sample, fp32 [G]."""
         total = self._zeros()
         cut: frozenset[str] = frozenset()
+
+        def least(name: str | None, layout: Layout) -> Tensor:
+            """A stream that was cut as 'image' may have gone on as 'image0'."""
+            return layout.floor() if name is not None and {name, modality(name)} & cut else layout.full()
+
         for entry in self.entries:
             if isinstance(entry, LinearRecord):
-                trimmed = entry.stream in cut
-                cost = entry.cost(lambda layout: layout.floor() if trimmed else layout.full(), self.sample_ids)  # noqa: B023
+                stream = entry.stream
+                cost = entry.cost(lambda layout: least(stream, layout), self.sample_ids)  # noqa: B023
+            elif isinstance(entry, AheadRecord):
+                cost = entry.multiply_adds
             else:
                 streams, attentions = self.policy.trims(entry.step)
-                scored = {name: lay.floor() if name in cut else lay.full() for name, lay in entry.before.items()}
+                scored = {name: least(name, layout) for name, layout in entry.before.items()}
                 cut |= streams
-                counts = {name: lay.floor() if name in cut else lay.full() for name, lay in entry.tokens.items()}
+                counts = {name: least(name, layout) for name, layout in entry.tokens.items()}
                 cost = entry.cost(counts, dict.fromkeys(attentions, 0)) + self.policy.multiply_adds(entry.step, scored)
             total = total + self._per_sample(cost, entry.rows)
         return total

@@ -32,8 +32,10 @@ $(VENV)/installed: requirements/core.txt setup.py
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed requirements/dev.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+# LAVIS pins a transformers older than mmpretrain accepts: without its own pins
+$(VENV)/installed-dev: $(VENV)/installed requirements/dev.txt requirements/lavis.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/dev.txt -r requirements/lavis.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps salesforce-lavis==1.0.2
 	touch $@
 
 clean:

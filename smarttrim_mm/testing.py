@@ -16,7 +16,7 @@ from smarttrim_mm.layers.record import StepRecord, TrimRecord
 from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.registry import MODELS, POLICIES
-from smarttrim_mm.structures import Decision, Streams
+from smarttrim_mm.structures import Decision, Streams, TokenStream
 from smarttrim_mm.utils.flop_count import count_multiply_adds
 from smarttrim_mm.utils.random_inputs import random_inputs
 
@@ -96,8 +96,15 @@ class Replay(Policy):
         keep = {}
         for name, stream in streams.items():
             width = stream.layout.kept_grid().shape[1]  # a smaller batch may be padded less
-            keep[name] = stream.layout.from_grid(self.grids[step.name][name][:, :width])
-        return Decision(keep=keep, heads=self.heads[step.name])
+            keep[name] = stream.layout.from_grid(_of_instances(self.grids[step.name][name], stream)[:, :width])
+        first = next(iter(streams.values()))
+        heads = {name: _of_instances(grid, first) for name, grid in self.heads[step.name].items()}
+        return Decision(keep=keep, heads=heads)
+
+
+def _of_instances(grid: Tensor, stream: TokenStream) -> Tensor:
+    """One row an instance: where the pairs of a sample run as one instance, the first pair's."""
+    return grid[:: max(1, len(grid) // stream.layout.batch_size)]
 
 
 def _rows(entry: StepRecord, pairs: Tensor | None) -> Tensor | slice:
@@ -129,7 +136,10 @@ class Strip(Policy):
     def trims(self, step: LayerStep) -> tuple[frozenset[str], frozenset[str]]:
         if self.policy is not None:
             return self.policy.trims(step)
-        return frozenset(step.layers), frozenset(v.name for layer in step.layers.values() for v in layer.attentions)
+        return frozenset(step.streams()), frozenset(v.name for layer in step.layers.values() for v in layer.attentions)
+
+    def reads(self, step: LayerStep) -> frozenset[str]:
+        return super().reads(step) if self.policy is None else self.policy.reads(step)
 
     def multiply_adds(self, step: LayerStep, counts: Mapping[str, Tensor]) -> Tensor | float:
         return 0.0 if self.policy is None else self.policy.multiply_adds(step, counts)

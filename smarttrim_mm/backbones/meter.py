@@ -19,6 +19,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 from transformers.models.roberta.modeling_roberta import RobertaModel
 
 from smarttrim_mm.backbones.meter_init import check_sources, initialise
+from smarttrim_mm.layers.bert_views import bert_view
 from smarttrim_mm.layers.execution import Execution
 from smarttrim_mm.layers.views import AttentionView, LayerStep, LayerView, MlpView, Projection
 from smarttrim_mm.models.clip_vision import Block, ClipVision
@@ -203,13 +204,13 @@ class METER(nn.Module):
     def steps(self) -> dict[str, list[LayerStep]]:
         """Views of all layers by stage, in the order of execution."""
         text = [
-            LayerStep(f"text.{i}", {"text": _bert_view(layer, "text", None)})
+            LayerStep(f"text.{i}", {"text": bert_view(layer, "text")})
             for i, layer in enumerate(list(self.text_transformer.encoder.layer))
         ]
         guides = {"text": self.text_transformer.config.hidden_size} if self.text_first else {}
         image = [LayerStep(f"image.{i}", {"image": _clip_view(block)}, guides) for i, block in enumerate(self.trunk.blocks)]
         fusion = [
-            LayerStep(f"fusion.{i}", {"text": _bert_view(t, "text", "image"), "image": _bert_view(v, "image", "text")})
+            LayerStep(f"fusion.{i}", {"text": bert_view(t, "text", "image"), "image": bert_view(v, "image", "text")})
             for i, (t, v) in enumerate(zip(self.cross_modal_text_layers, self.cross_modal_image_layers, strict=True))
         ]
         return {"text": text, "image": image, "fusion": fusion}
@@ -379,33 +380,3 @@ def _clip_view(block: Block) -> LayerView:
     attention = AttentionView("image.self", "image", q, k, v, block.attn.out_proj, block.ln_1, block.attn.heads)
     mlp = MlpView(block.mlp.c_fc, block.mlp.gelu, block.mlp.c_proj, block.ln_2)
     return LayerView((attention,), mlp, pre_norm=True, owner=block)
-
-
-def _bert_view(layer: Any, stream: str, other: str | None) -> LayerView:
-    attentions = [_bert_attention(layer.attention, f"{stream}.self", stream)]
-    if other is not None:
-        attentions.append(_bert_attention(layer.crossattention, f"{stream}.cross", other))
-    mlp = MlpView(
-        fc1=layer.intermediate.dense,
-        act=layer.intermediate.intermediate_act_fn,
-        fc2=layer.output.dense,
-        norm=layer.output.LayerNorm,
-        dropout=layer.output.dropout.p,
-    )
-    return LayerView(tuple(attentions), mlp, pre_norm=False, owner=layer)
-
-
-def _bert_attention(module: Any, name: str, reads: str) -> AttentionView:
-    inner, output = module.self, module.output
-    return AttentionView(
-        name=name,
-        reads=reads,
-        q=Projection(inner.query),
-        k=Projection(inner.key),
-        v=Projection(inner.value),
-        out=output.dense,
-        norm=output.LayerNorm,
-        heads=inner.num_attention_heads,
-        attention_dropout=inner.dropout.p,
-        dropout=output.dropout.p,
-    )

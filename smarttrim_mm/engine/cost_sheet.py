@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from smarttrim_mm.engine.calibration import bisect
-from smarttrim_mm.layers.record import CountsPolicies, LinearRecord, PlannedCost, TrimRecord
+from smarttrim_mm.layers.record import CountsPolicies, PlannedCost, StepRecord, TrimRecord
 from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
 from smarttrim_mm.structures import VLMInputs
@@ -275,13 +275,13 @@ def places_of(steps: Sequence[LayerStep]) -> dict[str, Cuts]:
     places: dict[str, Cuts] = {}
     for stage in dict.fromkeys(step.stage for step in steps):
         first = next(i for i, step in enumerate(steps) if step.stage == stage)
-        streams = sorted({name for step in steps if step.stage == stage for name in step.layers})
+        streams = sorted({name for step in steps if step.stage == stage for name in step.streams()})
         for stream in streams:
             places[f"{stream} tokens, from {stage} on"] = Cuts(_tokens_from(steps, first, {stream}), {})
         inside = {step.name: heads[step.name] for step in steps if step.stage == stage}
         places[f"heads of {stage}"] = Cuts({}, inside)
         places[f"tokens and heads of {stage}"] = Cuts(_tokens_from(steps, first, set(streams)), inside)
-    tokens = {step.name: frozenset(step.layers) for step in steps}
+    tokens = {step.name: frozenset(step.streams()) for step in steps}
     return {**places, "all tokens": Cuts(tokens, {}), "all heads": Cuts({}, heads), "everything": Cuts(tokens, heads)}
 
 
@@ -367,7 +367,7 @@ def _check_ranked(shape: Mapping[str, int], ranked: tuple[int, int]) -> None:
 
 
 def _tokens_from(steps: Sequence[LayerStep], first: int, streams: set[str]) -> Trims:
-    return {step.name: frozenset(streams & step.layers.keys()) for step in steps[first:] if streams & step.layers.keys()}
+    return {step.name: frozenset(streams & step.streams().keys()) for step in steps[first:] if streams & step.streams().keys()}
 
 
 def _total(plan: Sequence[PlannedCost]) -> float:
@@ -383,7 +383,7 @@ def _place(record: TrimRecord, name: str, cuts: Cuts, of_policy: Cuts) -> Place:
 
 
 def _name(planned: PlannedCost) -> str:
-    return planned.entry.name if isinstance(planned.entry, LinearRecord) else planned.entry.step.name
+    return planned.entry.step.name if isinstance(planned.entry, StepRecord) else planned.entry.name
 
 
 def _part(planned: PlannedCost) -> str:
@@ -410,14 +410,14 @@ def _layers(record: TrimRecord, whole: Sequence[PlannedCost], left: Sequence[Pla
     layers = []
     for number, planned in enumerate(whole):
         entry, heads, best = planned.entry, 0, None
-        if not isinstance(entry, LinearRecord):
+        if isinstance(entry, StepRecord):
             heads = sum(view.heads for layer in entry.step.layers.values() for view in layer.attentions)
-            best = _best(record, Cuts(_tokens_from(steps, steps.index(entry.step), set(entry.step.layers)), {}))
+            best = _best(record, Cuts(_tokens_from(steps, steps.index(entry.step), set(entry.step.streams())), {}))
         layer = Layer(_name(planned), _means(planned), heads, float(planned.own), best)
         if left is not None:
             at = left[number]
             off = 0.0
-            if not isinstance(entry, LinearRecord):
+            if isinstance(entry, StepRecord):
                 views = {view.name: view.heads for part in entry.step.layers.values() for view in part.attentions}
                 off = sum(views[name] - on for name, on in at.heads.items())
             layer = replace(layer, left_tokens=_means(at), left_heads=heads - off, left=float(at.own), policy=float(at.policy))

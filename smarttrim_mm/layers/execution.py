@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from smarttrim_mm.layers.record import LinearRecord, StepRecord, TrimRecord
+from smarttrim_mm.layers.record import AheadRecord, LinearRecord, StepRecord, TrimRecord
 from smarttrim_mm.layers.run_layer import run_layer
 from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.policies.base import Policy
+from smarttrim_mm.policies.dense import Dense
 from smarttrim_mm.structures import TokenStream
 
 Kind = Literal["masked", "packed"]
@@ -59,7 +61,7 @@ class Execution:
 
         Args:
             steps: The stage's layers.
-            streams: Its streams.
+            streams: Its streams; each step gets those that it names.
             guides: Guide tokens [B, D] of other streams, where the steps declare them.
             rows: Which instance of these streams each image-text pair uses, long [B]; None: one each.
 
@@ -68,13 +70,38 @@ class Execution:
         """
         current = dict(streams)
         for step in steps:
+            own = {name: current[name] for name in current if name in step.streams()}
             record: StepRecord
             if self.checkpoint_layers:
-                current, record = checkpoint(run_layer, step, current, self.policy, guides, use_reentrant=False)
+                after, record = checkpoint(run_layer, step, own, self.policy, guides, use_reentrant=False)
             else:
-                current, record = run_layer(step, current, self.policy, guides)
+                after, record = run_layer(step, own, self.policy, guides)
+            current |= after
             self.record.entries.append(replace(record, rows=rows))
         return current
+
+    def read_ahead(
+        self, steps: Sequence[LayerStep], streams: Mapping[str, TokenStream], *, rows: Tensor | None = None
+    ) -> dict[str, TokenStream]:
+        """Runs layers that the host would not run here, whole, so that the policy can be guided by what they give.
+
+        They are counted as compute of the policy: decided and executed, but no part of the dense model.
+
+        Args:
+            steps: The layers.
+            streams: Their streams.
+            rows: As in :meth:`run`.
+
+        Returns:
+            The streams after them.
+        """
+        sample_ids = next(iter(streams.values())).layout.ids
+        whole = Execution(Dense(steps=steps), sample_ids=sample_ids, kind=self.kind, checkpoint_layers=self.checkpoint_layers)
+        after = whole.run(steps, streams)
+        multiply_adds = torch.stack([entry.dense() for entry in whole.record.steps]).sum(0)
+        executed = sum(entry.executed for entry in whole.record.steps)
+        self.record.entries.append(AheadRecord(f"{steps[0].stage}.ahead", multiply_adds, executed, rows))
+        return after
 
     def linear(
         self,

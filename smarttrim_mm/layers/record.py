@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from smarttrim_mm.layers.views import AttentionView, LayerStep
+from smarttrim_mm.layers.views import AttentionView, LayerStep, modality
 from smarttrim_mm.structures import Layout
 
 
@@ -64,7 +64,8 @@ class StepRecord:
             n = counts[stream]
             for view in layer.attentions:
                 total = total + attention_multiply_adds(view, n, counts[view.reads], heads.get(view.name, view.heads))
-            total = total + n * (layer.mlp.fc1.weight.numel() + layer.mlp.fc2.weight.numel())
+            merges = sum(join.merge.weight.numel() for join in layer.joins if join.merge is not None)
+            total = total + n * (layer.mlp.fc1.weight.numel() + layer.mlp.fc2.weight.numel() + merges)
         return total
 
     def decided(self) -> Tensor:
@@ -105,6 +106,23 @@ class LinearRecord:
 
 
 @dataclass(frozen=True)
+class AheadRecord:
+    """Layers that ran whole for the policy's sake: a text that was read ahead, to guide the image encoder.
+
+    Attributes:
+        name: ``'<stage>.ahead'``.
+        multiply_adds: Per instance, fp32 [B].
+        executed: Multiply-adds that were really executed, for the whole batch.
+        rows: As in :class:`StepRecord`.
+    """
+
+    name: str
+    multiply_adds: Tensor
+    executed: int
+    rows: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class PlannedCost:
     """What one entry of a record would cost if a share of what may be cut were kept.
 
@@ -116,7 +134,7 @@ class PlannedCost:
         policy: Multiply-adds of deciding on it, likewise.
     """
 
-    entry: StepRecord | LinearRecord
+    entry: StepRecord | LinearRecord | AheadRecord
     tokens: Mapping[str, Tensor]
     heads: Mapping[str, float]
     own: Tensor
@@ -147,7 +165,7 @@ class TrimRecord:
 
     sample_ids: Tensor
     policy: CountsPolicies
-    entries: list[StepRecord | LinearRecord] = field(default_factory=list)
+    entries: list[StepRecord | LinearRecord | AheadRecord] = field(default_factory=list)
     pairs_per_sample: int = 1
 
     @property
@@ -165,6 +183,8 @@ class TrimRecord:
         for entry in self.entries:
             if isinstance(entry, LinearRecord):
                 cost = entry.cost(lambda layout: layout.counts(), self.sample_ids)
+            elif isinstance(entry, AheadRecord):
+                cost = entry.multiply_adds
             else:
                 cost = entry.decided() + self._overhead(entry)
             total = total + self._per_sample(cost, entry.rows)
@@ -174,6 +194,8 @@ class TrimRecord:
         """Compute of the same model on every real token with every head, without a policy, per sample, fp32 [G]."""
         total = self._zeros()
         for entry in self.entries:
+            if isinstance(entry, AheadRecord):
+                continue
             if isinstance(entry, LinearRecord):
                 cost = entry.cost(lambda layout: layout.full(), self.sample_ids)
             else:
@@ -200,17 +222,28 @@ class TrimRecord:
         """
         planned = []
         cut: frozenset[str] = frozenset()
+
+        def left(name: str | None, layout: Layout) -> Tensor:
+            """A stream that was cut as 'image' may have gone on as 'image0'."""
+            trimmed = name is not None and not cut.isdisjoint((name, modality(name)))
+            least = layout.floor()
+            return least + share * (layout.full() - least) if trimmed else layout.full()
+
         for entry in self.entries:
             if isinstance(entry, LinearRecord):
-                trimmed = entry.stream in cut
-                tokens = {entry.stream: _left(entry.layout, share, trimmed)} if entry.stream and entry.layout else {}
-                own = entry.cost(lambda layout: _left(layout, share, trimmed), self.sample_ids)  # noqa: B023
+                stream = entry.stream
+                tokens = {stream: left(stream, entry.layout)} if stream and entry.layout else {}
+                own = entry.cost(lambda layout: left(stream, layout), self.sample_ids)  # noqa: B023
                 planned.append(PlannedCost(entry, tokens, {}, self._per_sample(own, entry.rows), self._zeros()))
                 continue
+            if isinstance(entry, AheadRecord):
+                ahead = self._per_sample(entry.multiply_adds, entry.rows)
+                planned.append(PlannedCost(entry, {}, {}, self._zeros(), ahead))
+                continue
             streams, attentions = cuts.trims(entry.step)
-            scored = {name: _left(layout, share, name in cut) for name, layout in entry.before.items()}
+            scored = {name: left(name, layout) for name, layout in entry.before.items()}
             cut |= streams
-            tokens = {name: _left(layout, share, name in cut) for name, layout in entry.tokens.items()}
+            tokens = {name: left(name, layout) for name, layout in entry.tokens.items()}
             views = [view for layer in entry.step.layers.values() for view in layer.attentions]
             heads = {view.name: share * view.heads for view in views if view.name in attentions}
             own = entry.cost(tokens, heads)
@@ -281,9 +314,3 @@ class TrimRecord:
             of_sample = rows.unflatten(0, (self.samples, -1))
             cost = cost / (of_sample[:, :, None] == of_sample[:, None]).sum(2)  # counted once
         return cost.sum(1)
-
-
-def _left(layout: Layout, share: float, trimmed: bool) -> Tensor:
-    """Tokens [B] if a share of those that may be dropped were kept."""
-    least = layout.floor()
-    return least + share * (layout.full() - least) if trimmed else layout.full()

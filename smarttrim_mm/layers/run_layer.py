@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.nn.functional import dropout, linear
 
 from smarttrim_mm.layers.record import StepRecord
-from smarttrim_mm.layers.views import AttentionView, LayerStep, LayerView, MlpView, Projection
+from smarttrim_mm.layers.views import AttentionView, JoinView, LayerStep, LayerView, MlpView, Projection
 from smarttrim_mm.ops.attention import packed_attention, padded_attention
-from smarttrim_mm.structures import Decision, PackedLayout, PaddedLayout, Streams, TokenStream
+from smarttrim_mm.structures import Decision, Layout, PackedLayout, PaddedLayout, Streams, TokenStream
 
 
 class DecidesLayers(Protocol):
@@ -63,19 +64,40 @@ def _cut(stream: TokenStream, keep: Tensor | None) -> TokenStream:
 
 
 def _run_stream(name: str, layer: LayerView, streams: Streams, heads: Mapping[str, Tensor]) -> tuple[Tensor, int]:
-    x = streams[name].x
+    x, layout = streams[name].x, streams[name].layout
     training = layer.owner.training
-    executed = x.shape[:-1].numel() * (layer.mlp.fc1.weight.numel() + layer.mlp.fc2.weight.numel())
-    for view in layer.attentions:
-        query = TokenStream(view.norm(x) if layer.pre_norm else x, streams[name].layout)
-        memory = query if view.reads == name else streams[view.reads]
-        y, work = _attend(view, query, memory, heads.get(view.name), training)
-        executed += work
-        y = dropout(y, view.dropout, training)
-        x = x + y if layer.pre_norm else view.norm(x + y)
+    tokens = x.shape[:-1].numel()
+    executed = tokens * (layer.mlp.fc1.weight.numel() + layer.mlp.fc2.weight.numel())
+    for views, join in layer.sublayers():
+        first, parts = views[0], []
+        query = TokenStream(first.norm(x) if layer.pre_norm else x, layout)
+        for view in views:
+            memory = query if view.reads == name else streams[view.reads]
+            part, work = _attend(view, query, memory, heads.get(view.name), training)
+            parts.append(part)
+            executed += work
+        if join is not None and join.merge is not None:
+            executed += tokens * join.merge.weight.numel()
+        y = dropout(_join(join, parts), first.dropout, training)
+        y = _drop_path(y, layout, first.drop_path, training)
+        x = x + y if layer.pre_norm else first.norm(x + y)
     y = _mlp(layer.mlp, layer.mlp.norm(x) if layer.pre_norm else x)
-    y = dropout(y, layer.mlp.dropout, training)
+    y = _drop_path(dropout(y, layer.mlp.dropout, training), layout, layer.mlp.drop_path, training)
     return (x + y if layer.pre_norm else layer.mlp.norm(x + y)), executed
+
+
+def _join(join: JoinView | None, parts: list[Tensor]) -> Tensor:
+    if join is None:
+        return parts[0]
+    return sum(parts[1:], parts[0]) / len(parts) if join.merge is None else join.merge(torch.cat(parts, -1))
+
+
+def _drop_path(x: Tensor, layout: Layout, p: float, training: bool) -> Tensor:
+    """Zeroes whole instances (Huang et al., arXiv 1603.09382), by the random numbers that timm draws."""
+    if p == 0 or not training:
+        return x
+    keep = (1 - p + torch.rand(layout.batch_size, 1, dtype=x.dtype, device=x.device)).floor() / (1 - p)
+    return x * layout.per_token(keep)
 
 
 def _mlp(view: MlpView, x: Tensor) -> Tensor:

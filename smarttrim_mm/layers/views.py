@@ -58,6 +58,7 @@ class AttentionView:
         heads: Number of heads.
         attention_dropout: Probability, on the attention weights.
         dropout: Probability, on the output.
+        drop_path: Probability that an instance goes past this sub-layer in training (stochastic depth).
     """
 
     name: str
@@ -70,6 +71,7 @@ class AttentionView:
     heads: int
     attention_dropout: float = 0.0
     dropout: float = 0.0
+    drop_path: float = 0.0
 
     @property
     def head_width(self) -> int:
@@ -86,6 +88,7 @@ class MlpView:
         fc2: Second Linear.
         norm: LayerNorm of this sub-layer.
         dropout: Probability, on the output.
+        drop_path: As in :class:`AttentionView`.
     """
 
     fc1: nn.Linear
@@ -93,6 +96,20 @@ class MlpView:
     fc2: nn.Linear
     norm: nn.LayerNorm
     dropout: float = 0.0
+    drop_path: float = 0.0
+
+
+@dataclass(frozen=True)
+class JoinView:
+    """Attentions of the same queries whose outputs make one sub-layer; its norm and dropouts are those of the first.
+
+    Attributes:
+        names: Names of the attentions, neighbours in their layer.
+        merge: Linear on their concatenated outputs; None: their mean.
+    """
+
+    names: tuple[str, ...]
+    merge: nn.Linear | None
 
 
 @dataclass(frozen=True)
@@ -104,16 +121,29 @@ class LayerView:
         mlp: The feed-forward part.
         pre_norm: Whether norms come before their sub-layers (ViT) or after the residual (BERT).
         owner: The host module the parameters belong to; its training flag decides whether dropout acts.
+        joins: Which attentions make one sub-layer together; the others are one each.
     """
 
     attentions: tuple[AttentionView, ...]
     mlp: MlpView
     pre_norm: bool
     owner: nn.Module
+    joins: tuple[JoinView, ...] = ()
 
     @property
     def width(self) -> int:
         return self.mlp.fc1.in_features
+
+    def sublayers(self) -> list[tuple[tuple[AttentionView, ...], JoinView | None]]:
+        """The attentions of each sub-layer, and how they are joined if there are several."""
+        groups: list[tuple[tuple[AttentionView, ...], JoinView | None]] = []
+        for view in self.attentions:
+            join = next((join for join in self.joins if view.name in join.names), None)
+            if join is not None and groups and groups[-1][1] is join:
+                groups[-1] = ((*groups[-1][0], view), join)
+            else:
+                groups.append(((view,), join))
+        return groups
 
 
 @dataclass(frozen=True)
@@ -126,11 +156,26 @@ class LayerStep:
         name: ``'<stage>.<index>'``.
         layers: Per stream, its layer.
         guides: Streams outside this step whose guide token is at hand, with their widths.
+        memories: Streams that the layers read and that have no layer of their own here, with their widths. They may be cut
+            before the step like any other.
+
+    Raises:
+        ValueError: If a layer reads a stream that the step does not have.
     """
 
     name: str
     layers: Mapping[str, LayerView]
     guides: Mapping[str, int] = field(default_factory=dict)
+    memories: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for layer in self.layers.values():
+            for view in layer.attentions:
+                if view.reads not in self.streams():
+                    raise ValueError(
+                        f"{self.name}: {view.name} reads {view.reads!r}, which has no layer here; give its width in memories="
+                        f"{{{view.reads!r}: {view.k.inputs}}}"
+                    )
 
     @property
     def stage(self) -> str:
@@ -140,6 +185,15 @@ class LayerStep:
     def index(self) -> int:
         return int(self.name.rpartition(".")[2])
 
+    def streams(self) -> dict[str, int]:
+        """Width of every stream that can be cut in this step."""
+        return {**{stream: layer.width for stream, layer in self.layers.items()}, **self.memories}
+
     def widths(self) -> dict[str, int]:
         """Width of every stream whose guide token this step can see."""
-        return {**{stream: layer.width for stream, layer in self.layers.items()}, **self.guides}
+        return {**self.streams(), **self.guides}
+
+
+def modality(stream: str) -> str:
+    """What a stream is of: ``'image0'`` and ``'image1'``, the two images of a text, are ``'image'``."""
+    return stream.rstrip("0123456789")

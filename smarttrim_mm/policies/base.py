@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smarttrim_mm.layers.views import LayerStep
+from smarttrim_mm.layers.views import LayerStep, modality
 from smarttrim_mm.structures import Decision, Streams
 
 
@@ -69,6 +69,13 @@ class Policy(nn.Module):
         """Names of the streams and of the attentions that the policy may cut in this step."""
         return frozenset(), frozenset()
 
+    def reads(self, step: LayerStep) -> frozenset[str]:
+        """Names of the streams outside the step (``step.guides``) whose guide token the policy wants.
+
+        Where such a stream would run for the policy alone, it runs only if it is wanted.
+        """
+        return frozenset(step.guides) if any(self.trims(step)) else frozenset()
+
     def multiply_adds(self, step: LayerStep, counts: Mapping[str, Tensor]) -> Tensor | float:
         """The policy's own compute in a step.
 
@@ -113,11 +120,16 @@ class Policy(nn.Module):
 
 
 def check_streams(steps: Sequence[LayerStep], streams: Sequence[str]) -> None:
-    """Raises a ValueError if a backbone has no layer for one of the named streams."""
-    known = {name for step in steps for name in step.layers}
+    """Raises a ValueError if a backbone has none of one of the named streams."""
+    known = {kind for step in steps for name in step.streams() for kind in (name, modality(name))}
     unknown = sorted(set(streams) - known)
     if unknown:
         raise ValueError(f"streams holds {unknown}; this backbone has {sorted(known)}")
+
+
+def is_chosen(stream: str, streams: Sequence[str]) -> bool:
+    """Whether a stream is among those that a config names, by its name or by its modality."""
+    return stream in streams or modality(stream) in streams
 
 
 def chosen_steps(steps: Sequence[LayerStep], layers: Mapping[str, Sequence[int]] | None, argument: str) -> set[str]:

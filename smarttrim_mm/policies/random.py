@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smarttrim_mm.layers.views import LayerStep
+from smarttrim_mm.layers.views import LayerStep, modality
 from smarttrim_mm.ops.ranking import hash_uniform, keep_top
-from smarttrim_mm.policies.base import Knob, Policy, check_streams, chosen_steps
+from smarttrim_mm.policies.base import Knob, Policy, check_streams, chosen_steps, is_chosen
 from smarttrim_mm.registry import POLICIES
 from smarttrim_mm.structures import Decision, Streams
 
@@ -24,7 +24,7 @@ class Random(Policy):
     Args:
         steps: The layers of the backbone.
         keep_ratio: Share kept at each chosen step, in (0, 1]. Calibration sets it for a wanted speed-up.
-        streams: Streams that are cut.
+        streams: Streams that are cut, memories too; ``'image'`` stands for ``'image0'`` and ``'image1'`` as well.
         layers: Per stage, the layer indices at which tokens are dropped; stages left out: every layer.
         seed: Changes the draw.
 
@@ -51,11 +51,12 @@ class Random(Policy):
         self.depth: dict[tuple[str, str], int] = {}
         check_streams(steps, streams)
         chosen = chosen_steps(steps, layers, "layers")
-        seen = dict.fromkeys(streams, 0)
+        seen: dict[str, int] = {}
         for number, step in enumerate(steps):
-            for stream in streams:
-                if stream in step.layers and step.name in chosen:
-                    seen[stream] += 1
+            for stream in step.streams() if step.name in chosen else ():
+                if is_chosen(stream, streams):
+                    # 'image0' goes on where 'image' was
+                    seen[stream] = seen.get(stream, seen.get(modality(stream), 0)) + 1
                     self.depth[step.name, stream] = seen[stream]
             self.depth[step.name, ""] = number
 
@@ -79,4 +80,7 @@ class Random(Policy):
         return Decision(keep=keep)
 
     def trims(self, step: LayerStep) -> tuple[frozenset[str], frozenset[str]]:
-        return frozenset(name for name in step.layers if (step.name, name) in self.depth), frozenset()
+        return frozenset(name for name in step.streams() if (step.name, name) in self.depth), frozenset()
+
+    def reads(self, step: LayerStep) -> frozenset[str]:
+        return frozenset()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.ops.gates import gumbel_keep, threshold_keep
-from smarttrim_mm.policies.base import Knob, Policy, check_streams, chosen_steps
+from smarttrim_mm.policies.base import Knob, Policy, check_streams, chosen_steps, is_chosen
 from smarttrim_mm.registry import POLICIES, TRIMMERS
 from smarttrim_mm.structures import Decision, Streams
 
@@ -24,7 +24,7 @@ class SmartTrim(Policy):
         steps: The layers of the backbone.
         token_trimmer: Config of the token trimmer, or None: tokens are not trimmed.
         head_trimmer: Config of the head trimmer, or None: heads are not trimmed.
-        streams: Streams whose tokens are trimmed.
+        streams: Streams whose tokens are trimmed, memories too; ``'image'`` stands for ``'image0'`` and ``'image1'`` as well.
         token_layers: Per stage (``'image'``, ``'text'``, ``'fusion'``), the layer indices with token trimmers; stages left
             out: every layer. An empty list leaves a stage out.
         head_layers: Likewise for head trimmers.
@@ -67,10 +67,11 @@ class SmartTrim(Policy):
         self.token_trimmers, self.head_trimmers = nn.ModuleDict(), nn.ModuleDict()
         for step in steps:
             widths = step.widths()
-            for name, layer in step.layers.items():
-                if step.name in chosen_tokens and name in streams:
-                    sizes = {"width": layer.width, "own": name, "guides": widths, "stable_init": stable_init}
+            for name, width in step.streams().items() if step.name in chosen_tokens else ():
+                if is_chosen(name, streams):
+                    sizes = {"width": width, "own": name, "guides": widths, "stable_init": stable_init}
                     self.token_trimmers[_key(step, name)] = TRIMMERS.build({**(token_trimmer or {}), **sizes})
+            for name, layer in step.layers.items():
                 for view in layer.attentions if step.name in chosen_heads else ():
                     served = {stream: widths[stream] for stream in dict.fromkeys((name, view.reads))}
                     sizes = {"heads": view.heads, "guides": served, "stable_init": stable_init}
@@ -106,9 +107,15 @@ class SmartTrim(Policy):
     def trims(self, step: LayerStep) -> tuple[frozenset[str], frozenset[str]]:
         views = [view.name for layer in step.layers.values() for view in layer.attentions]
         return (
-            frozenset(name for name in step.layers if _key(step, name) in self.token_trimmers),
+            frozenset(name for name in step.streams() if _key(step, name) in self.token_trimmers),
             frozenset(name for name in views if _key(step, name) in self.head_trimmers),
         )
+
+    def reads(self, step: LayerStep) -> frozenset[str]:
+        streams, attentions = self.trims(step)
+        trimmers: list[Any] = [self.token_trimmers[_key(step, name)] for name in streams]
+        trimmers += [self.head_trimmers[_key(step, name)] for name in attentions]
+        return frozenset(name for name in step.guides if any(name in trimmer.guides for trimmer in trimmers))
 
     def multiply_adds(self, step: LayerStep, counts: Mapping[str, Tensor]) -> Tensor | float:
         streams, attentions = self.trims(step)

@@ -43,7 +43,8 @@ def test_each_layer_gives_the_same_answer_again(build, inputs_of, backbone, poli
     monkeypatch.setattr(execution, "run_layer", twice)
     model = build(backbone, policy).train()
     model.loss(inputs_of(model))
-    assert layers == [step.name for stage in model.backbone.steps.values() for step in stage]
+    names = [step.name for stage in model.backbone.steps.values() for step in stage]
+    assert [name for name in layers if not name.startswith("ahead.")] == names
 
 
 def test_activation_checkpointing_changes_nothing(build, inputs_of, backbone, policy):

@@ -166,8 +166,8 @@ def test_ranking_is_for_single_scores(ranker, make_model):
     assert cost_sheet(make_model(), ranked=(1, 1)).ranking.dense[1] == pytest.approx(cost_sheet(make_model()).dense)
 
 
-def test_an_image_that_the_text_guides_is_encoded_for_each_pair(ranker):
-    ranking = cost_sheet(ranker(text_first=True), ranked=(10, 10)).ranking
+def test_an_image_that_the_text_guides_is_encoded_for_each_pair(make_model):
+    ranking = cost_sheet(make_model(backbone={"text_first": True}), ranked=(10, 10)).ranking
     assert ranking.image == 0
     assert ranking.pair > 3 * IMAGE_LAYER
 

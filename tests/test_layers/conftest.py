@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from smarttrim_mm.layers.views import AttentionView, LayerStep, LayerView, MlpView, Projection
+from smarttrim_mm.layers.views import AttentionView, JoinView, LayerStep, LayerView, MlpView, Projection
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.structures import Decision
 from smarttrim_mm.testing import excite
@@ -44,7 +44,39 @@ def decoder_layer() -> Callable:
             attention_view(host.multihead_attn, host.norm2, "words.cross", "image", 0.0),
         )
         mlp = MlpView(host.linear1, nn.functional.gelu, host.linear2, host.norm3)
-        return host.eval(), LayerStep("text.0", {"words": LayerView(attentions, mlp, pre_norm, host)})
+        return host.eval(), LayerStep("text.0", {"words": LayerView(attentions, mlp, pre_norm, host)}, memories={"image": 16})
+
+    return make
+
+
+@pytest.fixture
+def twin_layer() -> Callable:
+    """A post-norm step whose words read two images of width 12 by an attention each; 'mean' or 'merge'."""
+
+    def make(kind: str) -> tuple[list[nn.MultiheadAttention], nn.Linear | None, LayerStep]:
+        attentions = [nn.MultiheadAttention(16, 4, kdim=12, vdim=12, batch_first=True) for _ in range(2)]
+        merge = nn.Linear(32, 16) if kind == "merge" else None
+        norms, mlp = [nn.LayerNorm(16), nn.LayerNorm(16)], [nn.Linear(16, 24), nn.Linear(24, 16)]
+        owner = nn.ModuleList([*attentions, *norms, *mlp, *([merge] if merge else [])]).eval()
+        excite(owner)
+        views = tuple(
+            AttentionView(
+                name=f"words.cross{i}",
+                reads=f"image{i}",
+                q=Projection(module, None, "q_proj_weight", "q_bias"),
+                k=Projection(module, None, "k_proj_weight", "k_bias"),
+                v=Projection(module, None, "v_proj_weight", "v_bias"),
+                out=module.out_proj,
+                norm=norms[0],
+                heads=4,
+            )
+            for i, module in enumerate(attentions)
+        )
+        for module in attentions:
+            module.q_bias, module.k_bias, module.v_bias = module.in_proj_bias.chunk(3)
+        join = JoinView(tuple(view.name for view in views), merge)
+        view = LayerView(views, MlpView(mlp[0], nn.functional.gelu, mlp[1], norms[1]), False, owner, joins=(join,))
+        return attentions, merge, LayerStep("fusion.0", {"words": view}, memories={"image0": 12, "image1": 12})
 
     return make
 

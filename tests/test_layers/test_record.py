@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from smarttrim_mm.layers.execution import Execution
-from smarttrim_mm.layers.record import attention_multiply_adds
+from smarttrim_mm.layers.record import StepRecord, attention_multiply_adds
+from smarttrim_mm.layers.run_layer import run_layer
+from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.structures import TokenStream
 
@@ -139,3 +143,40 @@ def test_decided_compute_is_differentiable(encoder_layer, fixed, stream):
     slope = 4 * 256 + 2 * 2 * 6 * 16 + 2 * 16 * 24  # of n (projections + 2 n d + MLP) at n = 6
     torch.testing.assert_close(keep.grad[0], torch.tensor([0.0] + [slope] * 5))
     torch.testing.assert_close(heads.grad[0], torch.full((4,), (4 * 6 * 256 + 2 * 36 * 16) / 4.0))
+
+
+def test_what_is_read_ahead_is_the_policys_own(encoder_layer, fixed, stream):
+    _, step = encoder_layer(True)
+    layer = lambda n: 4 * n * 256 + 2 * n * n * 16 + n * 2 * 16 * 24  # noqa: E731
+    for kind in ("masked", "packed"):
+        execution = Execution(fixed({"words": torch.zeros(2, 6)}), sample_ids=torch.arange(3), kind=kind)
+        words = execution.start(stream)
+        rows = torch.tensor([1, 0, 1])
+        after = execution.read_ahead([step, step], {"words": words}, rows=rows)["words"]
+        whole, _ = run_layer(step, run_layer(step, {"words": words}, Policy(steps=[]))[0], Policy(steps=[]))
+        assert torch.equal(after.x, whole["words"].x)
+        record = execution.record
+        assert record.multiply_adds().tolist() == [2 * layer(4), 2 * layer(6), 2 * layer(4)]
+        assert torch.equal(record.least_multiply_adds(), record.multiply_adds())
+        assert not record.dense_multiply_adds().any() and not record.kept() and not record.steps
+    assert execution.record.executed_multiply_adds() == pytest.approx(2 * (10 * (4 * 256 + 768) + 2 * 2 * 256 * 16) / 3)
+
+
+def test_a_stream_goes_on_as_two(twin_layer, fixed):
+    """Cut as 'image', it is 'image0' and 'image1' for the text: the least counts what is left of them."""
+    _, _, step = twin_layer("mean")
+
+    class CutsBefore(Policy):
+        def trims(self, step):
+            return frozenset({"image"} & step.streams().keys()), frozenset()
+
+    image = TokenStream.start(torch.randn(2, 5, 12), ids=IDS)
+    one = twin_layer("mean")[2].layers["words"]
+    before = LayerStep("image.0", {"image": replace(one, attentions=(), joins=())})
+    execution = Execution(CutsBefore(steps=[]), sample_ids=IDS, kind="masked")
+    execution.record.entries.append(StepRecord(before, {"image": image.layout}, {"image": image.layout}, {}, 0))
+    words = TokenStream.start(torch.randn(2, 6, 16), ids=IDS)
+    execution.run([step], {"words": words, "image0": image, "image1": image})
+    n, m = 6, 2  # of each image its first token
+    fusion = 2 * n * 2 * 256 + 2 * m * 16 * 12 + 2 * n * m * 16 + n * 768
+    assert execution.record.least_multiply_adds().tolist() == [768 + fusion] * 2

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from smarttrim_mm.layers.run_layer import run_layer
+from smarttrim_mm.layers.run_layer import _drop_path, run_layer
 from smarttrim_mm.structures import TokenStream
 
 IDS = torch.arange(3)
@@ -110,3 +110,50 @@ def test_dropout_as_in_the_host(encoder_layer, fixed, tokens):
     assert torch.equal(out["words"].x, again["words"].x)
     assert not torch.allclose(out["words"].x, host.eval()(tokens))
     torch.testing.assert_close(run_layer(step, {"words": stream}, fixed())[0]["words"].x, host(tokens))
+
+
+@pytest.mark.parametrize("kind", ["mean", "merge"])
+def test_two_attentions_make_one_sub_layer(twin_layer, fixed, tokens, kind):
+    """Against torch's attentions, with another number of kept tokens in each image, and heads off in one of them."""
+    attentions, merge, step = twin_layer(kind)
+    layer = step.layers["words"]
+    images = {f"image{i}": torch.randn(3, 4 + i, 12) for i in range(2)}
+    keep = {f"image{i}": torch.rand(3, 4 + i) < 0.5 for i in range(2)}
+    for grid in keep.values():
+        grid[:, 0] = True
+    parts = [
+        module(tokens, x, x, key_padding_mask=~keep[name], need_weights=False)[0]
+        for module, (name, x) in zip(attentions, images.items(), strict=True)
+    ]
+    y = (parts[0] + parts[1]) / 2 if merge is None else merge(torch.cat(parts, -1))
+    x = layer.attentions[0].norm(tokens + y)
+    expected = layer.mlp.norm(x + layer.mlp.fc2(layer.mlp.act(layer.mlp.fc1(x))))
+    streams = {name: TokenStream.start(x, ids=IDS) for name, x in {"words": tokens, **images}.items()}
+    for pack in (False, True):
+        start = {name: stream.pack() if pack else stream for name, stream in streams.items()}
+        out, record = run_layer(step, start, fixed(keep))
+        torch.testing.assert_close(out["words"].pack().x, expected.flatten(0, 1))
+        n, m = 6.0, sum(grid.sum(1) for grid in keep.values())
+        # queries and outputs of both attentions, keys and values of each image's own tokens
+        cost = 2 * n * 2 * 256 + 2 * m * 16 * 12 + 2 * n * m * 16 + n * (2 * 16 * 24 + (512 if merge else 0))
+        torch.testing.assert_close(record.decided(), cost)
+    off = fixed(keep, {"words.cross1": torch.zeros(3, 4).bool()})
+    outputs = [run_layer(step, {k: s.pack() if pack else s for k, s in streams.items()}, off)[0] for pack in (False, True)]
+    torch.testing.assert_close(outputs[0]["words"].pack().x, outputs[1]["words"].x)
+    assert not torch.allclose(outputs[1]["words"].x, expected.flatten(0, 1))
+
+
+def test_drop_path_takes_whole_instances(tokens):
+    stream = TokenStream.start(
+        torch.randn(50, 6, 16), ids=torch.arange(50), valid=torch.arange(6) < torch.arange(50)[:, None] % 6 + 1
+    )
+    results = []
+    for start in (stream, stream.pack()):
+        torch.manual_seed(4)
+        results.append(start.map(lambda x, layout=start.layout: _drop_path(x, layout, 0.25, True)).pack().x)
+    assert torch.equal(*results)
+    torch.manual_seed(4)
+    kept = torch.rand(50) >= 0.25
+    torch.testing.assert_close(results[0], stream.pack().x * stream.pack().layout.per_token(kept[:, None] / 0.75))
+    assert 0 < kept.sum() < 50
+    assert _drop_path(tokens, stream.layout, 0.25, False) is tokens

@@ -1,7 +1,8 @@
+import pytest
 import torch
 from torch import nn
 
-from smarttrim_mm.layers.views import LayerStep, Projection
+from smarttrim_mm.layers.views import LayerStep, Projection, modality
 
 
 def test_projection_of_fused_rows():
@@ -34,3 +35,27 @@ def test_names_and_widths_of_a_step(encoder_layer):
     assert (other.stage, other.index) == ("vision.tower", 12)
     assert other.widths() == {"words": 16, "question": 5}
     assert step.layers["words"].attentions[0].head_width == 4
+
+
+def test_memories_can_be_cut_and_guide(decoder_layer):
+    _, step = decoder_layer(True)
+    assert step.streams() == {"words": 16, "image": 16}
+    other = LayerStep("text.0", step.layers, {"sound": 5}, step.memories)
+    assert other.streams() == step.streams() and other.widths() == {"words": 16, "image": 16, "sound": 5}
+
+
+def test_a_stream_that_is_read_must_be_there(decoder_layer):
+    _, step = decoder_layer(True)
+    with pytest.raises(ValueError, match=r"text.3: words.cross reads 'image'.*memories=\{'image': 16\}"):
+        LayerStep("text.3", step.layers)
+
+
+def test_attentions_by_sub_layer(decoder_layer, twin_layer):
+    words = decoder_layer(True)[1].layers["words"]
+    assert words.sublayers() == [((words.attentions[0],), None), ((words.attentions[1],), None)]
+    twins = twin_layer("merge")[2].layers["words"]
+    assert twins.sublayers() == [(twins.attentions, twins.joins[0])]
+
+
+def test_modality():
+    assert [modality(name) for name in ("image", "image0", "image12", "text")] == ["image", "image", "image", "text"]

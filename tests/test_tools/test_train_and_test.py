@@ -153,7 +153,7 @@ def test_reports(small_config, straight, tmp_path, monkeypatch):
     assert written["metrics"] == metrics and written["config"] == config
     asked = written["predictions"]
     right = [record["predicted_answer"] == record["answer"] for record in asked]
-    assert sum(right) / len(right) == pytest.approx(metrics["answer/accuracy"])
+    assert sum(right) / len(right) == pytest.approx(metrics["vqa/accuracy"])
     assert len({record["question_id"] for record in asked}) == len(asked)
     spent = sum(record["multiply_adds"] for record in asked) / len(asked) / 1e6
     assert spent == pytest.approx(metrics["compute/multiply_adds"], rel=1e-4)
@@ -161,7 +161,7 @@ def test_reports(small_config, straight, tmp_path, monkeypatch):
 
 
 def test_a_report_needs_no_metric_in_the_config(small_config, straight, tmp_path):
-    config = small_config("test_evaluator = [dict(type='AnswerAccuracy')]")
+    config = small_config("test_evaluator = [dict(type='VQAAccuracy')]")
     report = tmp_path / "speed.json"
     metrics = cli.test([config, str(straight / "iter_4.pth"), "--work-dir", str(tmp_path), "--speedup-report", str(report)])
     assert json.loads(report.read_text())["speedup"] == metrics["compute/speedup"]
@@ -210,7 +210,7 @@ def test_table():
         "compute/dense_multiply_adds": 20.0,
         "compute/speedup": 2.0,
         "compute/kept/image.0/image": 0.5,
-        "answer/accuracy": 1.0,
+        "vqa/accuracy": 1.0,
     }
     lines = cli.speedup_table(metrics).splitlines()
     assert lines[1].split() == ["decided", "10.000", "8.000", "12.500"]

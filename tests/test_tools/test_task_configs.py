@@ -105,6 +105,34 @@ def test_train_validate_resume_and_test(small_task, name, tmp_path):
     assert json.loads(speedup.read_text())["dense_multiply_adds"] > 0
 
 
+def test_a_checkpoint_of_another_task_is_refused(small_task, tmp_path):
+    nlvr2, vqa = small_task("meter-base_nlvr2_dense"), small_task("meter-base_vqav2_dense")
+    cli.train([nlvr2, "--work-dir", str(tmp_path / "nlvr2"), "--no-validate"])
+    checkpoint = str(tmp_path / "nlvr2" / "iter_2.pth")
+    uses = {
+        "test": lambda folder: cli.test([vqa, checkpoint, *folder]),
+        "load_from": lambda folder: cli.train([vqa, *folder, "--cfg-options", f"load_from={checkpoint}"]),
+        "resume": lambda folder: cli.train([vqa, *folder, "--resume", checkpoint]),
+    }
+    for name, use in uses.items():
+        with pytest.raises(ValueError, match="The checkpoint is of another task than the config's model; nothing was") as error:
+            use(["--work-dir", str(tmp_path / name)])
+        assert "its head is 'nlvr2_classifier', the model's 'vqa_classifier'\n" in str(error.value), name
+        assert not list((tmp_path / name).glob("*.pth"))
+    with pytest.raises(ValueError, match="is a checkpoint of this package already"):
+        cli.train([vqa, "--work-dir", str(tmp_path / "init"), "--cfg-options", f"model.backbone.init_from.meter={checkpoint}"])
+
+
+def test_data_of_another_task_are_refused(small_task, tmp_path):
+    """Sentences with 3 labels for a head of 6 answers."""
+    vqa, snli = small_task("meter-base_vqav2_dense"), small_task("meter-base_snli-ve_dense")
+    data = read_config(snli).train_dataloader.to_dict()
+    config = tmp_path / f"mixed_{tmp_path.parent.name}.py"
+    config.write_text(f"_base_ = {vqa!r}\ntrain_dataloader = dict(_delete_=True, **{data!r})\n")
+    with pytest.raises(ValueError, match=r"train_dataloader\.dataset is SNLI-VE with 3 answers, and the model's head has 6"):
+        cli.train([str(config), "--work-dir", str(tmp_path / "work")])
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_eight_samples_are_learnt_by_heart(small_task, task):
     """Inputs reach the head: the loss of a batch falls to a tenth, trimmers and all."""

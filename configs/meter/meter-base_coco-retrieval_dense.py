@@ -12,8 +12,8 @@ _base_ = [
 model = dict(backbone=dict(num_classes=None, head_name="rank_output", vision=dict(image_size=384)))
 data_preprocessor = dict(rank_texts=True)
 
-max_iters = 88_550
-train_cfg = dict(max_iters=max_iters, val_interval=8855)
+max_iters = 88_552
+train_cfg = dict(max_iters=max_iters, val_interval=8856)
 val_cfg = dict(type="AllPairsValLoop")
 test_cfg = dict(type="AllPairsTestLoop")
 optim_wrapper = dict(
@@ -24,4 +24,5 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=1e-3, by_epoch=False, end=max_iters // 10),
     dict(type="PolyLR", power=1.0, eta_min=0.0, by_epoch=False, begin=max_iters // 10, end=max_iters),
 ]
+default_hooks = dict(checkpoint=dict(interval=2000))  # a multiple of accumulative_counts
 auto_scale_lr = dict(base_batch_size=64)

@@ -7,6 +7,7 @@ from mmengine.device import get_device
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from smarttrim_mm.hooks.check_vocabulary import check_vocabulary
 from smarttrim_mm.models.checkpoint import check_policy_weights
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
 from smarttrim_mm.registry import MODELS
@@ -51,22 +52,26 @@ def build_model(cfg: Config, checkpoint: str | None = None) -> TrimmedVLM:
     return model.to(get_device()).eval()
 
 
-def build_loader(cfg: Config, split: str) -> DataLoader:
+def build_loader(cfg: Config, split: str, model: TrimmedVLM | None = None) -> DataLoader:
     """Builds the data loader of a split.
 
     Args:
         cfg: The config.
         split: ``'train'``, ``'val'`` or ``'test'``.
+        model: Who will answer; None: anyone.
 
     Raises:
-        ValueError: If the split is unknown, or the config has no data for it.
+        ValueError: If the split is unknown, the config has no data for it, or the model's head has another number of answers.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; expected one of {', '.join(map(repr, SPLITS))}")
     settings = cfg.get(f"{split}_dataloader")
     if settings is None:
         raise ValueError(f"{cfg.filename} has no {split}_dataloader; add one, or choose another split")
-    return Runner.build_dataloader(settings, seed=cfg.get("randomness", {}).get("seed") or 0)
+    loader = Runner.build_dataloader(settings, seed=cfg.get("randomness", {}).get("seed") or 0)
+    if model is not None:
+        check_vocabulary(model, loader.dataset, f"{split}_dataloader.dataset")
+    return loader
 
 
 def model_batches(model: TrimmedVLM, loader: DataLoader, limit: int | None = None) -> Iterator[VLMInputs]:

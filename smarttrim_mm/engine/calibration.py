@@ -301,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> Calibration:
     cfg = read_config(args.config, args.cfg_options)
     model = build_model(cfg, args.checkpoint)
     knob = check_request(model, args.speedup, args.margin, args.tolerance)
-    loader = build_loader(cfg, "val")
+    loader = build_loader(cfg, "val", model)
     per_pass = len(loader) if args.max_batches is None else min(len(loader), args.max_batches)
     bar = Progress(f"calibrating to {args.speedup:g}x", per_pass * (MAX_STEPS + 2), at_most=True)
     note = ""

@@ -70,6 +70,7 @@ def _child(name: str, parent: _mm.Registry | None = None, folders: tuple[str, ..
 POLICIES = _child("policy", folders=("policies",))
 TRIMMERS = _child("trimmer", folders=("trimmers",))
 TOKENIZERS = _child("tokenizer", folders=("datasets",))
+LAVIS_ARCHS = _child("LAVIS architecture", folders=("backbones",))
 
 MODELS = _child("model", _mm.MODELS, ("models", "backbones", "losses"))
 HOOKS = _child("hook", _mm.HOOKS, ("hooks",))

@@ -5,16 +5,14 @@ RoBERTa as ``transformers`` saves them. Nothing here touches a model or a file.
 """
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from math import isqrt
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from smarttrim_mm.models.checkpoint import list_keys
+from smarttrim_mm.models.conversion import Conversion, refuse, sort_keys
 
 VISION = "vit_model.visual."
 POSITIONS = f"{VISION}positional_embedding"
@@ -42,6 +40,10 @@ _ROBERTA_UNUSED = {
     r"(roberta\.)?pooler\.dense\.(weight|bias)": "RoBERTa's pooler",
     r"(roberta\.)?embeddings\.(position_ids|token_type_ids)": "no weight",
 }
+_ADVICE = (
+    "Use a config of its sizes and task (model.backbone: vision, text, fusion, head_name, num_classes). With "
+    "model.backbone.init_from, training can start from a METER file of another task, with a new head."
+)
 _CLIP_NAMES = (
     ("vision_model.", VISION),
     ("embeddings.patch_embedding.", "conv1."),
@@ -55,33 +57,6 @@ _CLIP_NAMES = (
     (".mlp.fc1.", ".mlp.c_fc."),
     (".mlp.fc2.", ".mlp.c_proj."),
 )
-
-
-@dataclass
-class Conversion:
-    """What became of every key.
-
-    Attributes:
-        weights: By the backbone's keys, in the backbone's shapes.
-        changed: Of these, what was done to the tensors of the file, by the backbone's key.
-        left_out: Why nothing was taken from a key, by the file's key.
-        initialised: Keys of the backbone that the file has nothing for: they keep what they hold.
-    """
-
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    changed: dict[str, str] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-    initialised: list[str] = field(default_factory=list)
-
-    def table(self) -> str:
-        """Parts of the model and of the file, with their numbers of keys, as a few lines of text."""
-        rows = [("used", number, part) for part, number in _by_part(self.weights).items()]
-        rows += [("changed", 1, f"{key}: {what}") for key, what in self.changed.items()]
-        for reason in dict.fromkeys(self.left_out.values()):
-            parts = _by_part(key for key, why in self.left_out.items() if why == reason)
-            rows += [("left out", number, f"{part}: {reason}") for part, number in parts.items()]
-        rows += [("new", number, f"{part}: initialised, not loaded") for part, number in _by_part(self.initialised).items()]
-        return "\n".join([f"{'':<10}{'keys':>5}", *(f"{kind:<10}{number:>5}  {what}" for kind, number, what in rows)])
 
 
 def convert_meter(
@@ -106,14 +81,14 @@ def convert_meter(
     depth = _depth(own, rf"{re.escape(VISION)}transformer\.resblocks\.(\d+)\.")
     surplus = rf"{re.escape(VISION)}transformer\.resblocks\.{depth}\..+"
     unused = {**_METER_UNUSED, rf"(?!{re.escape(head_name)}\.){_METER_HEADS}": _OTHER_HEAD, surplus: _SURPLUS}
-    unexpected = _sort_keys(found, public, own, unused, lambda key: key)
+    unexpected = sort_keys(found, public, own, unused, lambda key: key)
     if f"{head_name}.weight" in own and f"{RANK}.weight" not in public:
         _rank_by_match(found, public, head_name)
     problems = _fit_head(found, own, head_name, new_head)
     _fit_positions(found, own)
     if _TOKEN_TYPES in found.weights and _TOKEN_TYPES in own:
         _fit_token_types(found, len(own[_TOKEN_TYPES]))
-    _refuse(found, own, unexpected, problems, "METER checkpoint")
+    refuse(found, own, unexpected, problems, "METER checkpoint", _ADVICE)
     return found
 
 
@@ -133,9 +108,9 @@ def convert_clip(public: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Con
     found = Conversion()
     depth = _depth(own, rf"{re.escape(VISION)}transformer\.resblocks\.(\d+)\.")
     unused = {**_CLIP_UNUSED, rf"vision_model\.encoder\.layers\.{depth}\..+": _SURPLUS}
-    unexpected = _sort_keys(found, _fuse_projections(public), own, unused, _clip_name)
+    unexpected = sort_keys(found, _fuse_projections(public), own, unused, _clip_name)
     _fit_positions(found, own)
-    _refuse(found, own, unexpected, [], "CLIP model")
+    refuse(found, own, unexpected, [], "CLIP model", _ADVICE)
     return found
 
 
@@ -151,8 +126,8 @@ def convert_roberta(public: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> 
     """
     own = {key: value for key, value in own.items() if key.startswith(_TEXT)}
     found = Conversion()
-    unexpected = _sort_keys(found, public, own, _ROBERTA_UNUSED, lambda key: _TEXT + key.removeprefix("roberta."))
-    _refuse(found, own, unexpected, [], "RoBERTa")
+    unexpected = sort_keys(found, public, own, _ROBERTA_UNUSED, lambda key: _TEXT + key.removeprefix("roberta."))
+    refuse(found, own, unexpected, [], "RoBERTa", _ADVICE)
     return found
 
 
@@ -175,27 +150,6 @@ def resize_positions(table: Tensor, grid: int) -> Tensor:
     patches = table[1:].float().unflatten(0, (side, side)).permute(2, 0, 1)[None]  # [1, D, g, g]
     patches = interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False)
     return torch.cat([table[:1], patches[0].flatten(1).T.to(table.dtype)])
-
-
-def _sort_keys(
-    found: Conversion,
-    public: Mapping[str, Tensor],
-    own: Mapping[str, Tensor],
-    unused: Mapping[str, str],
-    rename: Callable[[str], str],
-) -> list[str]:
-    """Fills in what is used and what is left out; returns the keys that nobody expects."""
-    unexpected = []
-    for key, value in public.items():
-        mine = rename(key)
-        reason = next((why for pattern, why in unused.items() if re.fullmatch(pattern, key)), None)
-        if mine in own and isinstance(value, Tensor):
-            found.weights[mine] = value
-        elif reason is not None:
-            found.left_out[key] = reason
-        else:
-            unexpected.append(key)
-    return unexpected
 
 
 def _clip_name(key: str) -> str:
@@ -261,24 +215,5 @@ def _fit_token_types(found: Conversion, wanted: int) -> None:
         found.changed[_TOKEN_TYPES] = "a third row for the second image, equal to the first image's"
 
 
-def _refuse(found: Conversion, own: Mapping[str, Tensor], unexpected: list[str], problems: list[str], kind: str) -> None:
-    """Raises unless everything has its place."""
-    problems = problems + list_keys("missing", own.keys() - found.weights.keys() - set(found.initialised))
-    problems += list_keys("unexpected", unexpected)
-    shapes = {key: (tuple(value.shape), tuple(own[key].shape)) for key, value in found.weights.items()}
-    problems += list_keys("of another shape", [f"{key} {a}, the model's {b}" for key, (a, b) in shapes.items() if a != b])
-    if problems:
-        raise ValueError(
-            f"This {kind} does not fit the config's model; nothing was loaded.\n"
-            + "\n".join(problems)
-            + "\nUse a config of its sizes and task (model.backbone: vision, text, fusion, head_name, num_classes). With "
-            "model.backbone.init_from, training can start from a METER file of another task, with a new head."
-        )
-
-
 def _depth(own: Mapping[str, Tensor], pattern: str) -> int:
     return 1 + max(int(match[1]) for key in own if (match := re.match(pattern, key)))
-
-
-def _by_part(keys: Iterable[str]) -> Counter[str]:
-    return Counter(key.split(".")[0] for key in keys)

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, RobertaConfig
 
-from smarttrim_mm.backbones.meter_checkpoint import Conversion, convert_clip, convert_meter, convert_roberta
+from smarttrim_mm.backbones.meter_checkpoint import convert_clip, convert_meter, convert_roberta
+from smarttrim_mm.models.conversion import Conversion
 from smarttrim_mm.utils.checkpoint_io import CheckpointError, load_checkpoint_file
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from mmengine.registry import init_default_scope
 from torch import Tensor
 
 from smarttrim_mm.backbones.meter import METER
-from smarttrim_mm.backbones.meter_checkpoint import POSITIONS, RANK, Conversion, convert_meter
+from smarttrim_mm.backbones.meter_checkpoint import POSITIONS, RANK, convert_meter
 from smarttrim_mm.backbones.meter_init import read_meter
+from smarttrim_mm.models.conversion import Conversion
 from smarttrim_mm.registry import MODELS
 from smarttrim_mm.utils.checkpoint_io import write_atomically
 from smarttrim_mm.utils.config import read_config

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from smarttrim_mm.engine.calibration import bisect
-from smarttrim_mm.layers.record import CountsPolicies, PlannedCost, StepRecord, TrimRecord
+from smarttrim_mm.layers.record import AheadRecord, CountsPolicies, PlannedCost, StepRecord, TrimRecord
 from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
+from smarttrim_mm.policies.base import Policy
+from smarttrim_mm.policies.dense import Dense
 from smarttrim_mm.structures import VLMInputs
 from smarttrim_mm.utils.flop_count import count_multiply_adds
 from smarttrim_mm.utils.random_inputs import random_inputs
@@ -44,6 +46,10 @@ class Cuts:
     def multiply_adds(self, step: LayerStep, counts: Mapping[str, Tensor]) -> Tensor | float:
         """What deciding costs in a step, per instance."""
         return 0.0 if self.decider is None else self.decider.multiply_adds(step, counts)
+
+    def reads(self, step: LayerStep) -> frozenset[str]:
+        """Streams outside the step that whoever decides wants the guide tokens of."""
+        return frozenset() if self.decider is None or not any(self.trims(step)) else self.decider.reads(step)
 
     def by(self, policy: CountsPolicies, steps: Sequence[LayerStep]) -> "Cuts":
         """The part of it that a policy may cut, at the policy's cost."""
@@ -256,11 +262,25 @@ def trace_dense(model: TrimmedVLM, inputs: VLMInputs) -> tuple[TrimRecord, int]:
         inputs: One sample.
 
     Returns:
-        The record, and the multiply-adds that torch itself counted.
+        The record, with what would be read ahead for the model's policy, and the multiply-adds that torch itself counted of
+        the dense model alone.
     """
     inputs = inputs.to(next(model.parameters()).device)
     (_, record), counted = count_multiply_adds(lambda: model.trace(inputs, policy=model.dense))
+    if any(model.policy.reads(entry.step) for entry in record.steps):
+        record = model.trace(inputs, policy=_Reader(model.policy))[1]
     return record, counted
+
+
+class _Reader(Dense):
+    """Keeps everything, but has read ahead what another policy would read."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(steps=())
+        self.policy = policy
+
+    def reads(self, step: LayerStep) -> frozenset[str]:
+        return self.policy.reads(step)
 
 
 def places_of(steps: Sequence[LayerStep]) -> dict[str, Cuts]:
@@ -396,7 +416,7 @@ def _parts(whole: Sequence[PlannedCost], left: Sequence[PlannedCost] | None, tri
 
     total = _total(whole)
     parts = []
-    for part in dict.fromkeys(_part(planned) for planned in whole):
+    for part in dict.fromkeys(_part(planned) for planned in whole if not isinstance(planned.entry, AheadRecord)):
         dense = cost(whole, part)
         free = total / (total - dense) if dense < total else float("inf")
         parts.append(Part(part, dense, free, None if left is None else cost(left, part)))

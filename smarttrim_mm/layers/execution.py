@@ -100,7 +100,7 @@ class Execution:
         after = whole.run(steps, streams)
         multiply_adds = torch.stack([entry.dense() for entry in whole.record.steps]).sum(0)
         executed = sum(entry.executed for entry in whole.record.steps)
-        self.record.entries.append(AheadRecord(f"{steps[0].stage}.ahead", multiply_adds, executed, rows))
+        self.record.entries.append(AheadRecord("policy.read_ahead", multiply_adds, executed, rows))
         return after
 
     def linear(

@@ -110,7 +110,7 @@ class AheadRecord:
     """Layers that ran whole for the policy's sake: a text that was read ahead, to guide the image encoder.
 
     Attributes:
-        name: ``'<stage>.ahead'``.
+        name: For tables.
         multiply_adds: Per instance, fp32 [B].
         executed: Multiply-adds that were really executed, for the whole batch.
         rows: As in :class:`StepRecord`.
@@ -147,6 +147,8 @@ class CountsPolicies(Protocol):
     def multiply_adds(self, step: LayerStep, counts: Mapping[str, Tensor]) -> Tensor | float: ...
 
     def trims(self, step: LayerStep) -> tuple[frozenset[str], frozenset[str]]: ...
+
+    def reads(self, step: LayerStep) -> frozenset[str]: ...
 
 
 @dataclass
@@ -237,7 +239,8 @@ class TrimRecord:
                 planned.append(PlannedCost(entry, tokens, {}, self._per_sample(own, entry.rows), self._zeros()))
                 continue
             if isinstance(entry, AheadRecord):
-                ahead = self._per_sample(entry.multiply_adds, entry.rows)
+                guided = cuts is self.policy or any(cuts.reads(step.step) for step in self.steps)
+                ahead = self._per_sample(entry.multiply_adds, entry.rows) if guided else self._zeros()
                 planned.append(PlannedCost(entry, {}, {}, self._zeros(), ahead))
                 continue
             streams, attentions = cuts.trims(entry.step)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from smarttrim_mm.engine.cost_sheet import cost_sheet, places_of, trace_dense
+from smarttrim_mm.engine.cost_sheet import Cuts, cost_sheet, places_of, trace_dense
+from smarttrim_mm.layers.record import AheadRecord
 from smarttrim_mm.structures import Decision
 from smarttrim_mm.testing import Strip, count_multiply_adds, random_inputs
 
@@ -21,6 +22,9 @@ class KeepHalf(Strip):
         keep = {name: layout.positions() <= layout.per_token(halves[name]) for name, layout in layouts.items()}
         heads = {name: torch.arange(gate.shape[1]).expand(gate.shape) % 2 == 0 for name, gate in decision.heads.items()}
         return Decision(keep=keep, heads=heads)
+
+    def reads(self, step):
+        return frozenset()  # decides for free
 
 
 def test_dense_total_is_what_torch_counts(build, backbone, policy):
@@ -58,6 +62,17 @@ def test_budget_is_met_where_the_policy_may_cut(build, backbone, policy):
     assert everything.best_of_policy == sheet.best_of_policy
     assert all(place.best <= everything.best for place in sheet.places)
     assert all((place.best_of_policy or 0) <= place.best for place in sheet.places)
+
+
+def test_what_is_read_ahead_for_the_policy_is_planned(build, backbone, policy):
+    model = build(backbone, policy)
+    record, _ = trace_dense(model, random_inputs(model.backbone.input_format, [LENGTH]))
+    ahead = [entry for entry in record.entries if isinstance(entry, AheadRecord)]
+    plan = record.plan(model.policy, 1.0)
+    costs = [float(planned.policy) for planned in plan if isinstance(planned.entry, AheadRecord)]
+    assert costs == [float(entry.multiply_adds[0]) for entry in ahead] and 0 not in costs
+    assert not ahead or any(model.policy.reads(entry.step) for entry in record.steps)
+    assert sum(float(planned.policy) for planned in record.plan(Cuts({}, {}), 1.0)) == 0
 
 
 def test_longest_text_is_the_longest(build, backbone):

@@ -1,0 +1,12 @@
+# BLIP fine-tuned on the task with SmartTrim at half its multiply-adds, from BLIP's fine-tuned file:
+# bash tools/dist_train.sh configs/lavis_blip/blip_nlvr2_smarttrim-2x.py 8 --amp \
+#     --cfg-options model.backbone.checkpoint=model_base_nlvr.pth train_dataloader.batch_size=32
+_base_ = "blip_nlvr2_dense.py"
+
+model = dict(
+    backbone=dict(text_first=True),
+    policy=dict(type="SmartTrim"),
+    distillation=dict(type="SelfDistillation", weight=1.0),
+    budget=dict(type="ComputeBudget", speedup=2.0),
+)
+custom_hooks = [dict(type="CurriculumHook", schedule="linear", end=0.7)]

@@ -1,0 +1,419 @@
+"""Models of LAVIS (Li et al., arXiv 2209.09019) as backbones: what its families share.
+
+``salesforce-lavis`` is optional: nothing here imports it before a model is built. A model is built by LAVIS's own
+constructors from the sizes in LAVIS's own config files; nothing is downloaded. It keeps its parameters, its state dict below
+``host.``, and its forward, which is :meth:`LavisClassifier.host_forward`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BatchEncoding, BertConfig
+
+from smarttrim_mm.backbones.lavis_checkpoint import load_public
+from smarttrim_mm.layers.bert_views import bert_view
+from smarttrim_mm.layers.execution import Execution
+from smarttrim_mm.layers.views import AttentionView, LayerStep, LayerView, MlpView, Projection
+from smarttrim_mm.registry import LAVIS_ARCHS, MODELS
+from smarttrim_mm.structures import TokenStream, VLMInputs
+
+_VISION: dict[str, dict[str, Any]] = {  # LAVIS writes them in the code of its ViT, by the vit_type of its config files
+    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+    "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "drop_path_rate": 0.1},
+}
+_CLS, _SEP = 101, 102  # bert-base-uncased
+
+
+@MODELS.register_module()
+class LavisBackbone(nn.Module):
+    """A model of LAVIS, by LAVIS's name for it.
+
+    Called with ``arch`` it makes an instance of the subclass that :data:`~smarttrim_mm.registry.LAVIS_ARCHS` has for it.
+
+    Args:
+        arch: LAVIS's name of the model: ``'blip_nlvr'``.
+        model_type: LAVIS's name of a config file of that model; None: its first one.
+        vision: Arguments of LAVIS's ``VisionTransformerEncoder`` (``img_size``, ``drop_path_rate``); what is left out is as in
+            the config file.
+        text: Entries of LAVIS's BERT configuration (``hidden_dropout_prob``), likewise.
+        text_first: Whether the text's [CLS] guides the policy inside the image encoder. Each pair then has an image encoding
+            of its own. BLIP's text encoder runs once more for it, uni-modally, if the policy wants it; in ALBEF, whose first
+            layers are uni-modal, it is an order.
+        share_images: Whether texts of one batch that ask about the same image share its encoding; None: unless
+            ``text_first``.
+        checkpoint: Where a training starts: a public checkpoint of the model or of its pre-training, read by
+            :meth:`init_weights`.
+        options: Arguments of LAVIS's class besides its encoders (``num_classes``); what is left out is as in the config file,
+            but for ``use_distill``, which is False: momentum copies never run here.
+
+    Raises:
+        ImportError: If LAVIS cannot be imported.
+        KeyError: If the architecture is unknown.
+        TypeError: If LAVIS's class has no such argument, or lacks one.
+        ValueError: If the model type is unknown, or ``text_first`` and ``share_images`` are both asked for.
+    """
+
+    host: Any  # LAVIS has no types
+    images_per_text = 1
+    encodes = False  # whether [ENC] takes the place of [CLS] in the multi-modal encoder
+    text_defaults: Mapping[str, Any] = {}
+    host_methods: Mapping[str, Any] = {}  # in place of LAVIS's, where its own know one size only
+
+    def __new__(cls, *, arch: str | None = None, **_: Any) -> LavisBackbone:
+        return super().__new__(LAVIS_ARCHS.get(arch) if cls is LavisBackbone and arch is not None else cls)
+
+    def __init__(
+        self,
+        *,
+        arch: str,
+        model_type: str | None = None,
+        vision: Mapping[str, Any] | None = None,
+        text: Mapping[str, Any] | None = None,
+        text_first: bool = False,
+        share_images: bool | None = None,
+        checkpoint: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if text_first and share_images:
+            raise ValueError(
+                "text_first=True and share_images=True exclude each other: an image encoding that the text has guided belongs "
+                "to that text alone. Leave share_images out, or set text_first=False."
+            )
+        self.arch, self.checkpoint = arch, checkpoint
+        self.text_first = text_first
+        self.share_images = not text_first if share_images is None else share_images
+        device = torch.get_default_device()
+        with torch.device("cpu"):  # LAVIS reads numbers off a tensor, which the meta device does not have
+            self.host = self._build(model_type, vision or {}, text or {}, options)
+        if device.type == "meta":
+            self.host.to(device)
+
+    @classmethod
+    def small_configs(cls) -> dict[str, dict[str, Any]]:
+        """Configs of small instances of every architecture, by its name and the variant's."""
+        LAVIS_ARCHS.import_from_location()
+        return {
+            f"{arch} {name}": {"type": "LavisBackbone", "arch": arch, **config}
+            for arch, kind in sorted(LAVIS_ARCHS.module_dict.items())
+            for name, config in kind.variants().items()
+        }
+
+    @classmethod
+    def variants(cls) -> dict[str, dict[str, Any]]:
+        """Arguments of small instances of this architecture by name, see :func:`small`."""
+        raise NotImplementedError(f"{cls.__name__} does not define variants()")
+
+    @staticmethod
+    def text_class() -> type[nn.Module]:
+        """LAVIS's class of the text encoder."""
+        return import_lavis("lavis.models.med").XBertEncoder
+
+    def init_weights(self) -> None:
+        """Loads ``checkpoint``; the Runner calls this before a training, ahead of ``load_from`` and ``resume``."""
+        if self.checkpoint is not None:
+            load_public(self.host, self.checkpoint)
+
+    @property
+    def input_format(self) -> dict[str, int]:
+        """Sizes and token ids of the inputs and answers, see :func:`smarttrim_mm.testing.random_inputs`."""
+        config = self.host.text_encoder.config
+        return {
+            "image_size": self.host.visual_encoder.patch_embed.img_size[0],
+            "vocab_size": config.vocab_size,
+            "begin_id": _CLS,
+            "end_id": _SEP,
+            "pad_id": config.pad_token_id,
+            "images_per_text": self.images_per_text,
+        }
+
+    @cached_property
+    def steps(self) -> dict[str, list[LayerStep]]:
+        """Views of all layers by stage, in the order of execution: ``image``, ``text`` (uni-modal, in ALBEF), ``fusion``."""
+        vit, encoder = self.host.visual_encoder, self.host.text_encoder
+        fusing = [layer for layer in encoder.encoder.layer if hasattr(layer, "crossattention")]
+        alone = [layer for layer in encoder.encoder.layer if not hasattr(layer, "crossattention")]
+        text = [LayerStep(f"text.{i}", {"text": bert_view(layer, "text")}) for i, layer in enumerate(alone)]
+        guides = {"text": encoder.config.hidden_size} if self.text_first else {}
+        image = [LayerStep(f"image.{i}", {"image": vit_view(block, "image")}, guides) for i, block in enumerate(vit.blocks)]
+        fusion = [
+            LayerStep(
+                f"fusion.{i}",
+                {"text": bert_view(layer, "text", *self.reads(i))},
+                memories=dict.fromkeys(self.reads(i), vit.embed_dim),
+            )
+            for i, layer in enumerate(fusing)
+        ]
+        stages = {"text": text, "image": image} if self.text_first else {"image": image, "text": text}
+        return {name: steps for name, steps in {**stages, "fusion": fusion}.items() if steps}
+
+    @cached_property
+    def ahead(self) -> list[LayerStep]:
+        """Views of the text encoder's layers without their cross-attention: BLIP's uni-modal mode."""
+        layers = self.host.text_encoder.encoder.layer
+        return [LayerStep(f"ahead.{i}", {"text": bert_view(layer, "text")}) for i, layer in enumerate(layers)]
+
+    def reads(self, index: int) -> tuple[str, ...]:
+        """The image streams that a layer of the fusion stage reads."""
+        return ("image",)
+
+    def embed_text(self, inputs: VLMInputs, first: Tensor, encodes: bool) -> TokenStream:
+        """Embeddings of the texts, padded: [A, T, D].
+
+        Args:
+            inputs: The batch.
+            first: The pair whose text each answer is about, long [A].
+            encodes: Whether [ENC], the last id of BLIP's vocabulary, takes the place of [CLS].
+        """
+        rows = first if inputs.text_index is None else inputs.text_index[first]
+        ids = inputs.input_ids[rows]
+        if encodes:
+            ids[:, 0] = self.enc_token_id
+        x = self.host.text_encoder.embeddings(input_ids=ids)
+        mask, special = inputs.text_mask[rows], inputs.special_mask[rows]
+        return TokenStream.start(x, ids=inputs.sample_ids[first], valid=mask, special=special)
+
+    def encode_images(self, inputs: VLMInputs, execution: Execution, guides: Mapping[str, Tensor]) -> TokenStream:
+        """Runs the image encoder: [I, P + 1, D], padded or packed."""
+        vit, rows = self.host.visual_encoder, inputs.image_index
+        patches = vit.patch_embed(inputs.images)
+        x = torch.cat([vit.cls_token.to(patches.dtype).expand(len(patches), -1, -1), patches], 1)
+        x = vit.pos_drop(x + vit.pos_embed)
+        count = vit.patch_embed.proj.weight.numel() * patches.shape[1]
+        execution.linear(count, name="image.patches", instances=len(patches), rows=rows)
+        image = execution.start(TokenStream.start(x, ids=inputs.image_ids))
+        return execution.run(self.steps["image"], {"image": image}, guides=guides, rows=rows)["image"].map(vit.norm)
+
+    def forward(self, inputs: VLMInputs, execution: Execution) -> Tensor:
+        """Runs the model under the execution's policy."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward()")
+
+    def host_forward(self, inputs: VLMInputs) -> Tensor:
+        """LAVIS's own forward."""
+        raise NotImplementedError(f"{type(self).__name__} does not define host_forward()")
+
+    @property
+    def enc_token_id(self) -> int:
+        """Id of [ENC], which BLIP's tokenizer adds last."""
+        return self.host.text_encoder.config.vocab_size - 1
+
+    def _build(
+        self, model_type: str | None, vision: Mapping[str, Any], text: Mapping[str, Any], options: dict[str, Any]
+    ) -> Any:
+        host_class = import_lavis("lavis").registry.get_model_class(self.arch)
+        types = host_class.PRETRAINED_MODEL_CONFIG_DICT
+        if model_type is not None and model_type not in types:
+            raise ValueError(f"model_type is {model_type!r}; LAVIS's {self.arch} has {', '.join(map(repr, types))}")
+        path = host_class.default_config_path(next(iter(types)) if model_type is None else model_type)
+        settings = import_lavis("omegaconf").OmegaConf.load(path).model
+        sizes = {"img_size": settings.image_size, **_VISION[settings.vit_type], **vision}
+        image_encoder = import_lavis("lavis.models.vit").VisionTransformerEncoder(**sizes)
+        image_encoder.vision_width = sizes["embed_dim"]  # as its from_config does
+        bert, _ = BertConfig.get_config_dict(import_lavis("lavis.common.utils").get_abs_path(settings.med_config_path))
+        config = BertConfig(**{**bert, **self.text_defaults, **text, "encoder_width": sizes["embed_dim"]})
+        text_encoder = self.text_class()(config=config, add_pooling_layer=False)
+        accepted = [name for name in inspect.signature(host_class.__init__).parameters if name not in _GIVEN]
+        unknown = sorted(options.keys() - set(accepted))
+        if unknown:
+            raise TypeError(f"LAVIS's {host_class.__name__} has no {', '.join(unknown)}; it has {', '.join(accepted)}")
+        found = {name: settings[name] for name in accepted if name in settings}
+        if "use_distill" in accepted:
+            found["use_distill"] = False
+        tokenizer = GivenTokens(config.vocab_size - 1)
+        methods = {"init_tokenizer": classmethod(lambda cls: tokenizer), **self.host_methods}
+        return type(host_class.__name__, (host_class,), methods)(image_encoder, text_encoder, **{**found, **options})
+
+
+_GIVEN = ("self", "image_encoder", "text_encoder")
+
+
+class LavisClassifier(LavisBackbone):
+    """A LAVIS model with a head on the first token of its multi-modal encoder."""
+
+    head_name = "cls_head"
+
+    @property
+    def head(self) -> nn.Module:
+        """The head, [A, D] -> [A, C]."""
+        return getattr(self.host, self.head_name)
+
+    @property
+    def input_format(self) -> dict[str, int]:
+        """See :class:`LavisBackbone`."""
+        return {**super().input_format, "num_classes": _linears(self.head)[-1].out_features}
+
+    def forward(self, inputs: VLMInputs, execution: Execution) -> Tensor:
+        """Runs the model under the execution's policy.
+
+        Args:
+            inputs: The batch.
+            execution: Policy, kind of execution, and record.
+
+        Returns:
+            Logits, [G, C].
+
+        Raises:
+            ValueError: If the samples have another number of images than the model, or the images another size.
+        """
+        self._check(inputs)
+        if not self.share_images:
+            inputs = inputs.unshared_images()
+        each = self.images_per_text
+        pairs = torch.arange(len(inputs.sample_ids), device=inputs.sample_ids.device)
+        first, rows = pairs[::each], None if each == 1 else pairs // each  # an answer's first pair, and a pair's answer
+        guides: dict[str, Tensor] = {}
+        text: TokenStream | None = None
+        if self.text_first and "text" in self.steps:
+            text = self._read_text(inputs, first, execution, rows)
+            guides["text"] = text.guide()
+        elif self.text_first and any(execution.policy.reads(step) for step in self.steps["image"]):
+            words = execution.start(self.embed_text(inputs, first, encodes=False))
+            guides["text"] = execution.read_ahead(self.ahead, {"text": words}, rows=rows)["text"].guide()
+        if rows is not None:
+            guides = {name: guide[rows] for name, guide in guides.items()}
+        image = self.encode_images(inputs, execution, guides)
+        if text is None:
+            text = self._read_text(inputs, first, execution, rows)
+        # from here on an image belongs to its pair
+        index = pairs if inputs.image_index is None else inputs.image_index
+        names = ["image"] if each == 1 else [f"image{i}" for i in range(each)]
+        images = {name: image.expand(index[i::each], inputs.sample_ids[i::each]) for i, name in enumerate(names)}
+        text = execution.run(self.steps["fusion"], {"text": text, **images}, rows=rows)["text"]
+        count = sum(linear.weight.numel() for linear in _linears(self.head))
+        execution.linear(count, name=f"head.{self.head_name}", pairs=each)
+        return self.head(text.guide())
+
+    def host_forward(self, inputs: VLMInputs) -> Tensor:
+        """LAVIS's own forward.
+
+        Args:
+            inputs: The batch.
+
+        Returns:
+            As :meth:`forward`.
+        """
+        self._check(inputs)
+        inputs, each = inputs.unshared(), self.images_per_text
+        words = {"input_ids": inputs.input_ids[::each], "attention_mask": inputs.text_mask[::each].long()}
+        names = ["image"] if each == 1 else [f"image{i}" for i in range(each)]
+        samples = {name: inputs.images[i::each] for i, name in enumerate(names)}
+        return self.call_host({**samples, "text_input": BatchEncoding(words), "label": inputs.sample_ids[::each]})
+
+    def call_host(self, samples: dict[str, Any]) -> Tensor:
+        """LAVIS's own forward on a batch as LAVIS passes it, logits [G, C]."""
+        return self.host(samples, is_train=False)["predictions"]
+
+    def _read_text(self, inputs: VLMInputs, first: Tensor, execution: Execution, rows: Tensor | None) -> TokenStream:
+        """The text as it enters the fusion stage."""
+        text = execution.start(self.embed_text(inputs, first, self.encodes))
+        return execution.run(self.steps.get("text", []), {"text": text}, rows=rows)["text"]
+
+    def _check(self, inputs: VLMInputs) -> None:
+        if inputs.pairs_per_sample != self.images_per_text:
+            raise ValueError(
+                f"a sample of the batch has {inputs.pairs_per_sample} image-text pairs, and {self.arch} answers about "
+                f"{self.images_per_text}; choose the data set by the model"
+            )
+        size = self.host.visual_encoder.patch_embed.img_size
+        if inputs.images.shape[-2:] != size:
+            raise ValueError(
+                f"images are {tuple(inputs.images.shape[-2:])} pixels; expected {size[0]} by {size[1]}. Resize them in the "
+                "data pipeline, or set the backbone's vision.img_size"
+            )
+
+
+class GivenTokens:
+    """Stands in a LAVIS model for its tokenizer, which would be downloaded: texts come as the token ids of a data set.
+
+    Args:
+        enc_token_id: Id of [ENC].
+    """
+
+    def __init__(self, enc_token_id: int) -> None:
+        self.enc_token_id = enc_token_id
+
+    def __call__(self, text: BatchEncoding, **_: Any) -> BatchEncoding:
+        """A copy, as models write into what they get."""
+        return BatchEncoding({name: value.clone() for name, value in text.items()})
+
+
+def import_lavis(name: str) -> Any:
+    """Imports LAVIS, or a part of it, or of what it needs.
+
+    Args:
+        name: The module.
+
+    Raises:
+        ImportError: With the lines that install LAVIS.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"a LavisBackbone needs LAVIS, and {name} cannot be imported ({error}). Install it from the repository's folder:\n"
+            "  pip install -r requirements/lavis.txt\n  pip install --no-deps salesforce-lavis==1.0.2"
+        ) from error
+
+
+def small(depth: int, *, vision: Mapping[str, Any] | None = None, text: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Arguments of a small model for tests: streams of different widths, dropout on.
+
+    Args:
+        depth: Layers of the text encoder.
+        vision: More arguments of the image encoder.
+        text: More entries of the BERT configuration.
+    """
+    image = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 4}
+    words = {
+        "vocab_size": 120,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "num_hidden_layers": depth,
+    }
+    return {"vision": {**image, **(vision or {})}, "text": {**words, "max_position_embeddings": 24, **(text or {})}}
+
+
+def vit_view(block: Any, stream: str) -> LayerView:
+    """The view of a block of LAVIS's ViT.
+
+    Args:
+        block: The block.
+        stream: Name of its stream.
+    """
+    inner, mlp, width = block.attn, block.mlp, block.attn.proj.in_features
+    drop_path = getattr(block.drop_path, "drop_prob", 0.0)
+    q, k, v = (Projection(inner.qkv, slice(i * width, (i + 1) * width)) for i in range(3))
+    attention = AttentionView(
+        name=f"{stream}.self",
+        reads=stream,
+        q=q,
+        k=k,
+        v=v,
+        out=inner.proj,
+        norm=block.norm1,
+        heads=inner.num_heads,
+        attention_dropout=inner.attn_drop.p,
+        dropout=inner.proj_drop.p,
+        drop_path=drop_path,
+    )
+    feed_forward = MlpView(
+        fc1=mlp.fc1,
+        act=nn.Sequential(mlp.act, mlp.drop),
+        fc2=mlp.fc2,
+        norm=block.norm2,
+        dropout=mlp.drop.p,
+        drop_path=drop_path,
+    )
+    return LayerView((attention,), feed_forward, pre_norm=True, owner=block)
+
+
+def _linears(module: nn.Module) -> list[nn.Linear]:
+    return [part for part in module.modules() if isinstance(part, nn.Linear)]

@@ -1,0 +1,52 @@
+"""ALBEF (Li et al., arXiv 2107.07651) as LAVIS has it: a ViT, and a BERT whose upper layers read the image.
+
+The momentum copies of ``use_distill=True`` are kept and never run.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from smarttrim_mm.backbones.lavis import LavisClassifier, import_lavis, small
+from smarttrim_mm.registry import LAVIS_ARCHS
+
+
+@LAVIS_ARCHS.register_module("albef_classification")
+class AlbefClassification(LavisClassifier):
+    """One image, one text, ``num_classes`` answers: SNLI-VE."""
+
+    @classmethod
+    def variants(cls) -> dict[str, dict[str, Any]]:
+        sizes = small(3, text={"fusion_layer": 1})
+        return {"text first": {**sizes, "num_classes": 7, "use_distill": True, "text_first": True}}
+
+
+def share_cross_attention(_: Any, encoder: Any) -> None:
+    """Ties keys and values of neighbouring cross-attentions, at any depth; LAVIS's own method ties layers 6 to 17."""
+    fusing = [layer.crossattention.self for layer in encoder.layer if hasattr(layer, "crossattention")]
+    for first, second in zip(fusing[::2], fusing[1::2], strict=True):
+        for own, other in ((first.key, second.key), (first.value, second.value)):
+            own.weight, own.bias = other.weight, other.bias
+
+
+@LAVIS_ARCHS.register_module("albef_nlvr")
+class AlbefNLVR(LavisClassifier):
+    """NLVR2: six uni-modal layers, then twelve that read the first and the second image in turn.
+
+    Two neighbours share their keys and values.
+    """
+
+    images_per_text = 2
+    text_defaults = {"num_hidden_layers": 18}
+    host_methods = {"share_cross_attention": share_cross_attention}
+
+    @classmethod
+    def variants(cls) -> dict[str, dict[str, Any]]:
+        return {"shared images": {**small(5, vision={"depth": 1, "mlp_ratio": 1}, text={"fusion_layer": 1}), "num_classes": 7}}
+
+    @staticmethod
+    def text_class() -> type[nn.Module]:
+        return import_lavis("lavis.models.med").BertModel
+
+    def reads(self, index: int) -> tuple[str, ...]:
+        return (f"image{index % 2}",)

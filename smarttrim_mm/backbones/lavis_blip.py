@@ -1,0 +1,55 @@
+"""BLIP (Li et al., arXiv 2201.12086) as LAVIS has it: a ViT, and a BERT whose every layer reads the image."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from smarttrim_mm.backbones.lavis import LavisClassifier, import_lavis, small
+from smarttrim_mm.registry import LAVIS_ARCHS
+
+
+@LAVIS_ARCHS.register_module("blip_classification")
+class BlipClassification(LavisClassifier):
+    """One image, one text, ``num_classes`` answers."""
+
+    @classmethod
+    def variants(cls) -> dict[str, dict[str, Any]]:
+        drop_path = {**small(2, vision={"drop_path_rate": 0.3}), "num_classes": 7, "share_images": False}
+        return {"text first": {**small(2), "num_classes": 7, "text_first": True}, "drop path": drop_path}
+
+
+@LAVIS_ARCHS.register_module("blip_image_text_matching")
+class BlipMatching(LavisClassifier):
+    """Whether a text fits an image: class 1 if it does."""
+
+    head_name = "itm_head"
+    encodes = True
+
+    @classmethod
+    def variants(cls) -> dict[str, dict[str, Any]]:
+        return {"shared images": small(2)}
+
+    def call_host(self, samples: dict[str, Any]) -> Tensor:
+        return self.host(samples, match_head="itm")
+
+
+@LAVIS_ARCHS.register_module("blip_nlvr")
+class BlipNLVR(LavisClassifier):
+    """NLVR2: a text about two images, each read by a cross-attention of its own.
+
+    The outputs of the two are averaged in the first six layers, and concatenated and mapped in the others.
+    """
+
+    images_per_text = 2
+    encodes = True
+
+    @classmethod
+    def variants(cls) -> dict[str, dict[str, Any]]:
+        return {"shared images": {**small(7, vision={"depth": 1, "mlp_ratio": 1}), "num_classes": 7}}
+
+    @staticmethod
+    def text_class() -> type[nn.Module]:
+        return import_lavis("lavis.models.blip_models.nlvr_encoder").BertModel
+
+    def reads(self, index: int) -> tuple[str, ...]:
+        return ("image0", "image1")

@@ -1,0 +1,132 @@
+"""Public checkpoints of BLIP, ALBEF and LAVIS into a LAVIS model, and trained weights back into one.
+
+Every key of a file is used, left out for a reason, or an error: LAVIS's own loading passes over keys that do not fit.
+"""
+
+import re
+from collections.abc import Mapping
+from math import isqrt
+from typing import Any
+
+from mmengine.logging import print_log
+from torch import Tensor
+
+from smarttrim_mm.models.conversion import Conversion, refuse, sort_keys
+from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file
+
+PREFIX = "backbone.host."
+_ADVICE = "Use the arch and the sizes that it was trained with (model.backbone: arch, model_type, vision, text)."
+_OTHER_HEAD = "head of another task"
+_UNUSED = {
+    r"\w+_m\..+": "momentum copy",
+    r"(image|text|idx)_queue|queue_ptr|ptr_queue|temp": "contrastive queue",
+    r"text_decoder\..+": "decoder of another task",
+    r"(cls_head|itm_head|vision_proj|text_proj)\..+|text_encoder\.cls\..+": _OTHER_HEAD,
+    r"text_encoder\.(bert\.)?embeddings\.token_type_embeddings\.weight": "token types, which LAVIS's BERT has not",
+    r"text_encoder\.(bert\.)?embeddings\.position_ids": "no weight",
+    r"text_encoder\.(bert\.)?pooler\..+": "BERT's pooler",
+}
+
+
+def load_public(host: Any, path: str) -> None:
+    """Loads a public checkpoint into a LAVIS model, all or nothing; what the file lacks stays as it is, which the log says.
+
+    Position tables are resized by LAVIS's own ``interpolate_pos_embed``. A classification head may be new. NLVR2's twin
+    attentions start from the single ones of a pre-trained BLIP, with new merging layers. Momentum copies that the file lacks
+    are made from what was loaded.
+
+    Args:
+        host: The LAVIS model.
+        path: The file: ``{'model': state dict}``, or a state dict.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged, wants to run code, is a checkpoint of ours, or does not fit.
+    """
+    content = load_checkpoint_file(path, mmap=True)
+    public = content.get("model", content.get("state_dict", content))
+    if any(key.startswith("backbone.") for key in public):
+        raise ValueError(f"{path} is a checkpoint of this package (keys 'backbone.*'); start from it with load_from={path}")
+    found = convert_public(public, host)
+    host.load_state_dict(found.weights, strict=False)
+    if any(_is_momentum(key) for key in found.initialised):
+        host.copy_params()
+    print_log(f"{type(host).__name__} starts from {path}:\n{found.table()}", logger="current")
+
+
+def convert_public(public: Mapping[str, Tensor], host: Any) -> Conversion:
+    """Sorts the keys of a public checkpoint, see :func:`load_public`; nothing is loaded.
+
+    Args:
+        public: State dict of BLIP's, ALBEF's or LAVIS's authors.
+        host: The LAVIS model.
+
+    Raises:
+        ValueError: With the missing and unexpected keys and the mismatched shapes.
+    """
+    own = host.state_dict()
+    found = Conversion()
+    twinned = _twin(public, own)
+    unexpected = sort_keys(found, twinned, own, _UNUSED, _rename)
+    _fit_positions(found, host)
+    head = [key for key in own if re.fullmatch(r"cls_head\..+", key)]
+    if any(key in found.weights and found.weights[key].shape != own[key].shape for key in head):
+        found.left_out |= dict.fromkeys(head, "head with other answers")
+        found.weights = {key: value for key, value in found.weights.items() if key not in head}
+    new = r"cls_head(_m)?\..+|.+\.position_ids"
+    if twinned.keys() != public.keys():
+        new += r"|text_encoder\..+\.merge_layer\.(weight|bias)"
+    found.initialised = [
+        key for key in own if key not in found.weights and (_is_momentum(key) or re.fullmatch(new, key) is not None)
+    ]
+    refuse(found, own, unexpected, [], "LAVIS checkpoint", _ADVICE)
+    return found
+
+
+def plain_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The LAVIS model in a state dict of ours: what LAVIS's own ``load_checkpoint`` takes as ``{'model': weights}``.
+
+    Args:
+        state_dict: Of a :class:`~smarttrim_mm.models.trimmed_vlm.TrimmedVLM` with a
+            :class:`~smarttrim_mm.backbones.lavis.LavisBackbone`.
+
+    Raises:
+        ValueError: If it has no LAVIS model.
+    """
+    weights = {key.removeprefix(PREFIX): value for key, value in state_dict.items() if key.startswith(PREFIX)}
+    if not weights:
+        raise ValueError(f"no key begins with '{PREFIX}': this is no checkpoint of a LavisBackbone")
+    return weights
+
+
+def _rename(key: str) -> str:
+    """ALBEF's text encoder is pre-trained inside of a language model."""
+    return re.sub(r"^(text_encoder(?:_m)?)\.bert\.", r"\1.", key)
+
+
+def _twin(public: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gives both of NLVR2's attentions the single one of the file."""
+    twinned: dict[str, Tensor] = {}
+    for key, value in public.items():
+        match = re.fullmatch(r"(text_encoder\..+\.crossattention\.(?:self|output\.dense))(\..+)", key)
+        twins = [f"{match[1]}{i}{match[2]}" for i in range(2)] if match else []
+        twinned |= dict.fromkeys(twins if twins and twins[0] in own else [key], value)
+    return twinned
+
+
+def _fit_positions(found: Conversion, host: Any) -> None:
+    from lavis.models.vit import interpolate_pos_embed
+
+    for name in ("visual_encoder", "visual_encoder_m"):
+        key = f"{name}.pos_embed"
+        table = found.weights.get(key)
+        if table is None or table.dim() != 3 or table.shape == getattr(host, name).pos_embed.shape:
+            continue
+        resized = interpolate_pos_embed(table.float(), getattr(host, name)).to(table.dtype)
+        before, after = (isqrt(positions.shape[1] - 1) for positions in (table, resized))
+        found.weights[key] = resized
+        found.changed[key] = f"resized bicubically from {before} x {before} to {after} x {after} patches, class row kept"
+
+
+def _is_momentum(key: str) -> bool:
+    return key.partition(".")[0].endswith("_m")

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 from transformers import BatchEncoding, BertConfig
 
@@ -119,7 +120,8 @@ class LavisBackbone(nn.Module):
     def init_weights(self) -> None:
         """Loads ``checkpoint``; the Runner calls this before a training, ahead of ``load_from`` and ``resume``."""
         if self.checkpoint is not None:
-            load_public(self.host, self.checkpoint)
+            found = load_public(self.host, self.checkpoint)
+            print_log(f"{self.arch} starts from {self.checkpoint}:\n{found.table()}", logger="current")
 
     @property
     def input_format(self) -> dict[str, int]:

@@ -94,7 +94,7 @@ class LavisBackbone(nn.Module):
         device = torch.get_default_device()
         with torch.device("cpu"):  # LAVIS reads numbers off a tensor, which the meta device does not have
             self.host = self._build(model_type, vision or {}, text or {}, options)
-        if device.type == "meta":
+        if device.type != "cpu":
             self.host.to(device)
 
     @classmethod

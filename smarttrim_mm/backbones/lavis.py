@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 from transformers import BatchEncoding, BertConfig
 
@@ -93,7 +94,7 @@ class LavisBackbone(nn.Module):
         device = torch.get_default_device()
         with torch.device("cpu"):  # LAVIS reads numbers off a tensor, which the meta device does not have
             self.host = self._build(model_type, vision or {}, text or {}, options)
-        if device.type == "meta":
+        if device.type != "cpu":
             self.host.to(device)
 
     @classmethod
@@ -119,7 +120,8 @@ class LavisBackbone(nn.Module):
     def init_weights(self) -> None:
         """Loads ``checkpoint``; the Runner calls this before a training, ahead of ``load_from`` and ``resume``."""
         if self.checkpoint is not None:
-            load_public(self.host, self.checkpoint)
+            found = load_public(self.host, self.checkpoint)
+            print_log(f"{self.arch} starts from {self.checkpoint}:\n{found.table()}", logger="current")
 
     @property
     def input_format(self) -> dict[str, int]:

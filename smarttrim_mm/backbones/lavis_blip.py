@@ -14,8 +14,7 @@ class BlipClassification(LavisClassifier):
 
     @classmethod
     def variants(cls) -> dict[str, dict[str, Any]]:
-        drop_path = {**small(2, vision={"drop_path_rate": 0.3}), "num_classes": 7, "share_images": False}
-        return {"text first": {**small(2), "num_classes": 7, "text_first": True}, "drop path": drop_path}
+        return {"text first": {**small(2, vision={"drop_path_rate": 0.3}), "num_classes": 7, "text_first": True}}
 
 
 @LAVIS_ARCHS.register_module("blip_image_text_matching")

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from math import isqrt
 from typing import Any
 
-from mmengine.logging import print_log
 from torch import Tensor
 
 from smarttrim_mm.models.conversion import Conversion, refuse, sort_keys
@@ -28,8 +27,8 @@ _UNUSED = {
 }
 
 
-def load_public(host: Any, path: str) -> None:
-    """Loads a public checkpoint into a LAVIS model, all or nothing; what the file lacks stays as it is, which the log says.
+def load_public(host: Any, path: str) -> Conversion:
+    """Loads a public checkpoint into a LAVIS model, all or nothing; what the file lacks stays as it is.
 
     Position tables are resized by LAVIS's own ``interpolate_pos_embed``. A classification head may be new. NLVR2's twin
     attentions start from the single ones of a pre-trained BLIP, with new merging layers. Momentum copies that the file lacks
@@ -38,6 +37,9 @@ def load_public(host: Any, path: str) -> None:
     Args:
         host: The LAVIS model.
         path: The file: ``{'model': state dict}``, or a state dict.
+
+    Returns:
+        What became of every key.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -51,7 +53,7 @@ def load_public(host: Any, path: str) -> None:
     host.load_state_dict(found.weights, strict=False)
     if any(_is_momentum(key) for key in found.initialised):
         host.copy_params()
-    print_log(f"{type(host).__name__} starts from {path}:\n{found.table()}", logger="current")
+    return found
 
 
 def convert_public(public: Mapping[str, Tensor], host: Any) -> Conversion:

@@ -236,7 +236,7 @@ def test_which_image_a_layer_reads(build):
 
 
 def test_drop_path_grows_with_depth(build):
-    views = [step.layers["image"] for step in build("blip_classification drop path").backbone.steps["image"]]
+    views = [step.layers["image"] for step in build("blip_classification text first").backbone.steps["image"]]
     assert [view.attentions[0].drop_path for view in views] == pytest.approx([0.0, 0.3])
     assert [view.mlp.drop_path for view in views] == pytest.approx([0.0, 0.3])
 
@@ -284,3 +284,29 @@ def test_batches_are_left_as_they_were(build, inputs_of):
     assert torch.equal(inputs.input_ids, ids)
     tokens = BatchEncoding({"input_ids": ids})
     assert model.backbone.host.tokenizer(tokens, padding="longest").input_ids is not ids
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", [{"type": "Dense"}, {"type": "SmartTrim", "stable_init": False}], ids=lambda p: p["type"])
+@pytest.mark.parametrize(
+    ("arch", "options"),
+    [
+        ("albef_classification", {"text_first": True}),
+        ("albef_nlvr", {}),
+        ("blip_classification", {"num_classes": 3, "text_first": True}),
+        ("blip_image_text_matching", {}),
+        ("blip_nlvr", {"text_first": True}),
+    ],
+)
+def test_invariants_at_native_size(arch, options, policy):
+    """Dense equals LAVIS's own forward, and masked equals packed, with random weights."""
+    backbone = {"type": "LavisBackbone", "arch": arch, **options}
+    model = MODELS.build({"type": "TrimmedVLM", "backbone": backbone, "policy": policy}).eval()
+    inputs = random_inputs(model.backbone.input_format, [30, 12], [0, 0])
+    with torch.no_grad():
+        (masked, record), (packed, _) = model.trace(inputs, "masked"), model.trace(inputs, "packed")
+        torch.testing.assert_close(packed, masked, atol=1e-4, rtol=0)
+        if policy["type"] == "Dense":
+            torch.testing.assert_close(packed, model.host_forward(inputs), atol=1e-4, rtol=0)
+        else:
+            assert (record.multiply_adds() < 0.6 * record.dense_multiply_adds()).all()

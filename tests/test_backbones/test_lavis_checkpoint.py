@@ -12,7 +12,7 @@ from smarttrim_mm.registry import MODELS
 from smarttrim_mm.testing import backbone_cases, excite, random_inputs
 
 CASES = {name.partition("/")[2]: case for name, case in backbone_cases().items() if name.startswith("LavisBackbone/")}
-BLIP, NLVR, ALBEF = "blip_classification drop path", "blip_nlvr shared images", "albef_classification text first"
+BLIP, NLVR, ALBEF = "blip_classification text first", "blip_nlvr shared images", "albef_classification text first"
 
 
 def build(name, seed=0, **changes):

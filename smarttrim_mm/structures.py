@@ -2,7 +2,7 @@
 
 One letter legend: ``B`` batch (image-text pairs), ``G`` samples (groups of pairs with one answer), ``I`` images, ``Q`` texts,
 ``N`` tokens of a stream, ``P`` image patches, ``T`` text tokens, ``H`` heads, ``D`` width, ``L`` layers, ``S`` packed tokens of
-a batch.
+a batch, ``A`` texts to give, ``K`` tokens of them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,50 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TextTargets:
+    """Texts that a decoder should give: one or more for each sample.
+
+    Attributes:
+        input_ids: Token ids, begin and end tokens included, padded on the right, long [A, L].
+        mask: True at real tokens, bool [A, L].
+        weights: How much each text counts, float [A].
+        sample: Which sample each belongs to, ascending, long [A].
+        samples: Number of samples G.
+    """
+
+    input_ids: Tensor
+    mask: Tensor
+    weights: Tensor
+    sample: Tensor
+    samples: int
+
+    @property
+    def tokens(self) -> Tensor:
+        """What is to be given at each place, text by text: all tokens but the first of each, long [K]."""
+        return self.input_ids[:, 1:][self.mask[:, 1:]]
+
+    @property
+    def token_weights(self) -> Tensor:
+        """The weights of the tokens' texts, float [K]."""
+        return self.weights[:, None].expand_as(self.mask[:, 1:])[self.mask[:, 1:]]
+
+    def at_tokens(self, values: Tensor) -> Tensor:
+        """What a decoder gave for the next token at every place of the texts, [A, L, ...] -> [K, ...]."""
+        return values[:, :-1][self.mask[:, 1:]]
+
+    def to(self, device: torch.device | str) -> TextTargets:
+        """The same texts on another device."""
+        ids, mask, weights, sample = (one.to(device) for one in (self.input_ids, self.mask, self.weights, self.sample))
+        return TextTargets(ids, mask, weights, sample, self.samples)
+
+    def select(self, samples: Tensor) -> TextTargets:
+        """The texts of some of the samples, in the given order (long [g])."""
+        rows = torch.cat([(self.sample == sample).nonzero().squeeze(1) for sample in samples])
+        sample = torch.cat([torch.full_like(self.sample[self.sample == one], i) for i, one in enumerate(samples)])
+        return TextTargets(self.input_ids[rows], self.mask[rows], self.weights[rows], sample, len(samples))
 
 
 @dataclass(frozen=True)
@@ -27,7 +71,7 @@ class VLMInputs:
         text_mask: True at real tokens, bool [Q, T].
         special_mask: True at tokens that no policy may drop (``<s>``, ``</s>``), bool [Q, T].
         sample_ids: Stable identity of each pair, long [B].
-        targets: Class indices, long [G], or soft targets, float [G, C]; None where unknown.
+        targets: Class indices, long [G], or soft targets, float [G, C], or texts for a decoder; None where unknown.
         text_index: Which text each pair reads, long [B]; None: each has its own, in order.
         text_ids: Stable identity of each text, long [Q]; None: that of its pair.
         pairs_per_sample: Consecutive pairs that are answered together, G = B / pairs_per_sample: the two images of a sentence
@@ -43,14 +87,15 @@ class VLMInputs:
     text_mask: Tensor
     special_mask: Tensor
     sample_ids: Tensor
-    targets: Tensor | None = None
+    targets: Tensor | TextTargets | None = None
     text_index: Tensor | None = None
     text_ids: Tensor | None = None
     pairs_per_sample: int = 1
 
     def to(self, device: torch.device | str) -> VLMInputs:
         """The same batch on another device."""
-        moved: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        kinds = (Tensor, TextTargets)
+        moved: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, kinds)}
         return replace(self, **moved)
 
     def unshared_images(self) -> VLMInputs:
@@ -111,7 +156,7 @@ class VLMInputs:
             text_mask=every.text_mask[rows, :width],
             special_mask=every.special_mask[rows, :width],
             sample_ids=every.sample_ids[rows],
-            targets=None if every.targets is None else every.targets[samples],
+            targets=every.targets.select(samples) if isinstance(every.targets, TextTargets) else _rows(every.targets, samples),
             text_ids=None if every.text_ids is None else every.text_ids[rows],
             pairs_per_sample=self.pairs_per_sample,
         )
@@ -298,6 +343,10 @@ class PackedLayout:
             source=self.source.index_select(0, rows),
             protected=self.protected.index_select(0, rows),
         )
+
+
+def _rows(values: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if values is None else values[rows]
 
 
 def _lengths(instance: Tensor, batch_size: int) -> tuple[tuple[int, ...], Tensor]:

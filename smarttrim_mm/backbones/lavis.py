@@ -193,73 +193,8 @@ class LavisBackbone(nn.Module):
         image = execution.start(TokenStream.start(x, ids=inputs.image_ids))
         return execution.run(self.steps["image"], {"image": image}, guides=guides, rows=rows)["image"].map(vit.norm)
 
-    def forward(self, inputs: VLMInputs, execution: Execution) -> Tensor:
-        """Runs the model under the execution's policy."""
-        raise NotImplementedError(f"{type(self).__name__} does not define forward()")
-
-    def host_forward(self, inputs: VLMInputs) -> Tensor:
-        """LAVIS's own forward."""
-        raise NotImplementedError(f"{type(self).__name__} does not define host_forward()")
-
-    @property
-    def enc_token_id(self) -> int:
-        """Id of [ENC], which BLIP's tokenizer adds last."""
-        return self.host.text_encoder.config.vocab_size - 1
-
-    def _build(
-        self, model_type: str | None, vision: Mapping[str, Any], text: Mapping[str, Any], options: dict[str, Any]
-    ) -> Any:
-        host_class = import_lavis("lavis").registry.get_model_class(self.arch)
-        types = host_class.PRETRAINED_MODEL_CONFIG_DICT
-        if model_type is not None and model_type not in types:
-            raise ValueError(f"model_type is {model_type!r}; LAVIS's {self.arch} has {', '.join(map(repr, types))}")
-        path = host_class.default_config_path(next(iter(types)) if model_type is None else model_type)
-        settings = import_lavis("omegaconf").OmegaConf.load(path).model
-        sizes = {"img_size": settings.image_size, **_VISION[settings.vit_type], **vision}
-        image_encoder = import_lavis("lavis.models.vit").VisionTransformerEncoder(**sizes)
-        image_encoder.vision_width = sizes["embed_dim"]  # as its from_config does
-        bert, _ = BertConfig.get_config_dict(import_lavis("lavis.common.utils").get_abs_path(settings.med_config_path))
-        config = BertConfig(**{**bert, **self.text_defaults, **text, "encoder_width": sizes["embed_dim"]})
-        text_encoder = self.text_class()(config=config, add_pooling_layer=False)
-        accepted = [name for name in inspect.signature(host_class.__init__).parameters if name not in _GIVEN]
-        unknown = sorted(options.keys() - set(accepted))
-        if unknown:
-            raise TypeError(f"LAVIS's {host_class.__name__} has no {', '.join(unknown)}; it has {', '.join(accepted)}")
-        found = {name: settings[name] for name in accepted if name in settings}
-        if "use_distill" in accepted:
-            found["use_distill"] = False
-        tokenizer = GivenTokens(config.vocab_size - 1)
-        methods = {"init_tokenizer": classmethod(lambda cls: tokenizer), **self.host_methods}
-        return type(host_class.__name__, (host_class,), methods)(image_encoder, text_encoder, **{**found, **options})
-
-
-_GIVEN = ("self", "image_encoder", "text_encoder")
-
-
-class LavisClassifier(LavisBackbone):
-    """A LAVIS model with a head on the first token of its multi-modal encoder."""
-
-    head_name = "cls_head"
-
-    @property
-    def head(self) -> nn.Module:
-        """The head, [A, D] -> [A, C]."""
-        return getattr(self.host, self.head_name)
-
-    @property
-    def input_format(self) -> dict[str, int]:
-        """See :class:`LavisBackbone`."""
-        return {**super().input_format, "num_classes": _linears(self.head)[-1].out_features}
-
-    def forward(self, inputs: VLMInputs, execution: Execution) -> Tensor:
-        """Runs the model under the execution's policy.
-
-        Args:
-            inputs: The batch.
-            execution: Policy, kind of execution, and record.
-
-        Returns:
-            Logits, [G, C].
+    def encode(self, inputs: VLMInputs, execution: Execution) -> TokenStream:
+        """Runs image encoder and text encoder: the texts that have read their images, an instance a sample.
 
         Raises:
             ValueError: If the samples have another number of images than the model, or the images another size.
@@ -287,30 +222,23 @@ class LavisClassifier(LavisBackbone):
         index = pairs if inputs.image_index is None else inputs.image_index
         names = ["image"] if each == 1 else [f"image{i}" for i in range(each)]
         images = {name: image.expand(index[i::each], inputs.sample_ids[i::each]) for i, name in enumerate(names)}
-        text = execution.run(self.steps["fusion"], {"text": text, **images}, rows=rows)["text"]
-        count = sum(linear.weight.numel() for linear in _linears(self.head))
-        execution.linear(count, name=f"head.{self.head_name}", pairs=each)
-        return self.head(text.guide())
+        return execution.run(self.steps["fusion"], {"text": text, **images}, rows=rows)["text"]
+
+    def forward(self, inputs: VLMInputs, execution: Execution) -> Tensor:
+        """Runs the model under the execution's policy."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward()")
 
     def host_forward(self, inputs: VLMInputs) -> Tensor:
-        """LAVIS's own forward.
+        """LAVIS's own forward."""
+        raise NotImplementedError(f"{type(self).__name__} does not define host_forward()")
 
-        Args:
-            inputs: The batch.
-
-        Returns:
-            As :meth:`forward`.
-        """
+    def samples_of(self, inputs: VLMInputs) -> dict[str, Any]:
+        """Images and texts as LAVIS passes them, each sample with its own."""
         self._check(inputs)
         inputs, each = inputs.unshared(), self.images_per_text
-        words = {"input_ids": inputs.input_ids[::each], "attention_mask": inputs.text_mask[::each].long()}
         names = ["image"] if each == 1 else [f"image{i}" for i in range(each)]
-        samples = {name: inputs.images[i::each] for i, name in enumerate(names)}
-        return self.call_host({**samples, "text_input": BatchEncoding(words), "label": inputs.sample_ids[::each]})
-
-    def call_host(self, samples: dict[str, Any]) -> Tensor:
-        """LAVIS's own forward on a batch as LAVIS passes it, logits [G, C]."""
-        return self.host(samples, is_train=False)["predictions"]
+        words = encoding(inputs.input_ids[::each], inputs.text_mask[::each])
+        return {**{name: inputs.images[i::each] for i, name in enumerate(names)}, "text_input": words}
 
     def _read_text(self, inputs: VLMInputs, first: Tensor, execution: Execution, rows: Tensor | None) -> TokenStream:
         """The text as it enters the fusion stage."""
@@ -330,16 +258,113 @@ class LavisClassifier(LavisBackbone):
                 "data pipeline, or set the backbone's vision.img_size"
             )
 
+    @property
+    def enc_token_id(self) -> int:
+        """Id of [ENC], which BLIP's tokenizer adds last."""
+        return self.host.text_encoder.config.vocab_size - 1
+
+    def _build(
+        self, model_type: str | None, vision: Mapping[str, Any], text: Mapping[str, Any], options: dict[str, Any]
+    ) -> Any:
+        host_class = import_lavis("lavis").registry.get_model_class(self.arch)
+        types = host_class.PRETRAINED_MODEL_CONFIG_DICT
+        if model_type is not None and model_type not in types:
+            raise ValueError(f"model_type is {model_type!r}; LAVIS's {self.arch} has {', '.join(map(repr, types))}")
+        path = host_class.default_config_path(next(iter(types)) if model_type is None else model_type)
+        settings = import_lavis("omegaconf").OmegaConf.load(path).model
+        sizes = {"img_size": settings.image_size, **_VISION[settings.vit_type], **vision}
+        image_encoder = import_lavis("lavis.models.vit").VisionTransformerEncoder(**sizes)
+        image_encoder.vision_width = sizes["embed_dim"]  # as its from_config does
+        bert, _ = BertConfig.get_config_dict(import_lavis("lavis.common.utils").get_abs_path(settings.med_config_path))
+        bert |= {**self.text_defaults, **text}
+        config = BertConfig(**{**bert, "encoder_width": sizes["embed_dim"]})
+        parts = {"image_encoder": image_encoder, "text_encoder": self.text_class()(config=config, add_pooling_layer=False)}
+        named = inspect.signature(host_class.__init__).parameters
+        if "text_decoder" in named:
+            reads_text = BertConfig(**{**bert, "encoder_width": config.hidden_size})
+            parts["text_decoder"] = import_lavis("lavis.models.med").XBertLMHeadDecoder(config=reads_text)
+        accepted = [name for name in named if name not in ("self", *parts)]
+        unknown = sorted(options.keys() - set(accepted))
+        if unknown:
+            raise TypeError(f"LAVIS's {host_class.__name__} has no {', '.join(unknown)}; it has {', '.join(accepted)}")
+        found = {name: settings[name] for name in accepted if name in settings}
+        if "use_distill" in accepted:
+            found["use_distill"] = False
+        tokenizer = GivenTokens(config.vocab_size, config.pad_token_id)
+        methods = {"init_tokenizer": classmethod(lambda cls: tokenizer), **self.host_methods}
+        return type(host_class.__name__, (host_class,), methods)(**parts, **{**found, **options})
+
+
+class LavisClassifier(LavisBackbone):
+    """A LAVIS model with a head on the first token of its multi-modal encoder."""
+
+    head_name = "cls_head"
+
+    @property
+    def head(self) -> nn.Module:
+        """The head, [A, D] -> [A, C]."""
+        return getattr(self.host, self.head_name)
+
+    @property
+    def input_format(self) -> dict[str, int]:
+        """See :class:`LavisBackbone`."""
+        return {**super().input_format, "num_classes": linears(self.head)[-1].out_features}
+
+    def forward(self, inputs: VLMInputs, execution: Execution) -> Tensor:
+        """Runs the model under the execution's policy.
+
+        Args:
+            inputs: The batch.
+            execution: Policy, kind of execution, and record.
+
+        Returns:
+            Logits, [G, C].
+
+        Raises:
+            ValueError: If the samples have another number of images than the model, or the images another size.
+        """
+        text = self.encode(inputs, execution)
+        count = sum(linear.weight.numel() for linear in linears(self.head))
+        execution.linear(count, name=f"head.{self.head_name}", pairs=self.images_per_text)
+        return self.head(text.guide())
+
+    def host_forward(self, inputs: VLMInputs) -> Tensor:
+        """LAVIS's own forward.
+
+        Args:
+            inputs: The batch.
+
+        Returns:
+            As :meth:`forward`.
+        """
+        return self.call_host({**self.samples_of(inputs), "label": inputs.sample_ids[:: self.images_per_text]})
+
+    def call_host(self, samples: dict[str, Any]) -> Tensor:
+        """LAVIS's own forward on a batch as LAVIS passes it, logits [G, C]."""
+        return self.host(samples, is_train=False)["predictions"]
+
+
+def encoding(input_ids: Tensor, mask: Tensor) -> BatchEncoding:
+    """Texts as transformers' tokenizers give them.
+
+    Args:
+        input_ids: [A, L].
+        mask: True at real tokens, bool [A, L].
+    """
+    return BatchEncoding({"input_ids": input_ids, "attention_mask": mask.long()})
+
 
 class GivenTokens:
     """Stands in a LAVIS model for its tokenizer, which would be downloaded: texts come as the token ids of a data set.
 
     Args:
-        enc_token_id: Id of [ENC].
+        vocab_size: Number of ids. BLIP's tokenizer adds [DEC], which begins what a decoder gives, and then [ENC].
+        pad_token_id: Id of the padding.
     """
 
-    def __init__(self, enc_token_id: int) -> None:
-        self.enc_token_id = enc_token_id
+    def __init__(self, vocab_size: int, pad_token_id: int) -> None:
+        self.bos_token_id, self.enc_token_id = vocab_size - 2, vocab_size - 1
+        self.pad_token_id = pad_token_id
 
     def __call__(self, text: BatchEncoding, **_: Any) -> BatchEncoding:
         """A copy, as models write into what they get."""
@@ -417,5 +442,6 @@ def vit_view(block: Any, stream: str) -> LayerView:
     return LayerView((attention,), feed_forward, pre_norm=True, owner=block)
 
 
-def _linears(module: nn.Module) -> list[nn.Linear]:
+def linears(module: nn.Module) -> list[nn.Linear]:
+    """The Linears of a module."""
     return [part for part in module.modules() if isinstance(part, nn.Linear)]

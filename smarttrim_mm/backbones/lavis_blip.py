@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from smarttrim_mm.backbones.lavis import LavisClassifier, import_lavis, small
+from smarttrim_mm.backbones.lavis_decoder import LavisAnswerer
 from smarttrim_mm.registry import LAVIS_ARCHS
 
 
@@ -52,3 +53,14 @@ class BlipNLVR(LavisClassifier):
 
     def reads(self, index: int) -> tuple[str, ...]:
         return ("image0", "image1")
+
+
+@LAVIS_ARCHS.register_module("blip_vqa")
+class BlipVQA(LavisAnswerer):
+    """Answers about an image: a decoder reads the question, which has read the image."""
+
+    @classmethod
+    def variants(cls) -> dict[str, dict[str, Any]]:
+        answers = [[101, *words, 102] for words in ((7, 3), (8, 9), (7, 5), (11, 3), (8, 12))]  # padding is not counted
+        sizes = small(2)
+        return {"text first": {**sizes, "answers": answers, "text_first": True}}

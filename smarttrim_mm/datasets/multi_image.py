@@ -21,6 +21,8 @@ _AS_THEY_ARE = (
     "gt_answers",
     "answer_types",
     "identifiers",
+    "answer_ids",
+    "answer_weights",
 )
 _TENSORS = {"question_ids": torch.long, "targets": torch.long, "soft_targets": torch.float32}
 
@@ -98,8 +100,8 @@ class PackVLInputs(BaseTransform):
         Returns:
             ``inputs``, uint8 [3, height, width] or [K, 3, height, width], and ``data_samples``, a `DataSample` with those of
             ``image_id``, ``img_path``, ``img_paths``, ``questions``, ``input_ids`` (Q lists of ids), ``answers``,
-            ``gt_answers``, ``answer_types``, ``identifiers``, ``question_ids`` (long [Q]), ``targets`` (long) and
-            ``soft_targets`` (float [Q, C]) that the record has.
+            ``gt_answers``, ``answer_types``, ``identifiers``, ``answer_ids``, ``answer_weights``, ``question_ids`` (long [Q]),
+            ``targets`` (long) and ``soft_targets`` (float [Q, C]) that the record has.
 
         Raises:
             ValueError: If the images differ in size.

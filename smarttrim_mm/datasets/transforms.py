@@ -1,13 +1,28 @@
 """Pipeline steps from a data set's record to a model's item."""
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import cv2
 from mmcv.transforms import BaseTransform, LoadImageFromFile
+from PIL import ImageFile
 
 from smarttrim_mm.datasets.tokenizers import Tokenizer
 from smarttrim_mm.registry import TOKENIZERS, TRANSFORMS
 
 # AssertionError: mmcv's answer to OpenCV's None; SyntaxError: Pillow's answer to a broken PNG chunk
 _UNREADABLE = (OSError, AssertionError, SyntaxError, cv2.error)
+
+
+@contextmanager
+def _truncated_is_an_error() -> Iterator[None]:
+    """Pillow has one switch for all, which LAVIS turns when it is imported."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 @TRANSFORMS.register_module()
@@ -29,7 +44,8 @@ class LoadImage(LoadImageFromFile):
         """
         path = results["img_path"]
         try:
-            return super().transform(results)
+            with _truncated_is_an_error():
+                return super().transform(results)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"img_path={path!r}: no such file; check the data set's data_root, or fetch its images again"
@@ -60,4 +76,30 @@ class TokenizeQuestions(BaseTransform):
             results: A record with ``questions``.
         """
         results["input_ids"] = [self.tokenizer(text, self.max_length).tolist() for text in results["questions"]]
+        return results
+
+
+@TRANSFORMS.register_module()
+class TokenizeAnswers(BaseTransform):
+    """Turns the answers of an image's questions into texts for a decoder, each distinct answer of a question once.
+
+    Args:
+        tokenizer: Config of a tokenizer (registry `TOKENIZERS`), or a tokenizer.
+        max_length: Most tokens of an answer, begin and end tokens included.
+    """
+
+    def __init__(self, *, tokenizer: dict | Tokenizer, max_length: int = 16) -> None:
+        self.tokenizer: Tokenizer = TOKENIZERS.build(tokenizer) if isinstance(tokenizer, dict) else tokenizer
+        self.max_length = max_length
+
+    def transform(self, results: dict) -> dict:
+        """Adds ``answer_ids`` (of each question, int lists) and ``answer_weights`` (their shares of the question's answers).
+
+        Args:
+            results: A record; without ``gt_answers`` (a list of texts a question) it stays as it is.
+        """
+        if "gt_answers" in results:
+            counted = [Counter(answers) for answers in results["gt_answers"]]
+            results["answer_ids"] = [[self.tokenizer(text, self.max_length).tolist() for text in each] for each in counted]
+            results["answer_weights"] = [[count / each.total() for count in each.values()] for each in counted]
         return results

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from smarttrim_mm.layers.record import AheadRecord, LinearRecord, StepRecord, TrimRecord
+from smarttrim_mm.layers.record import AheadRecord, LinearRecord, StepRecord, TrimRecord, decoder_multiply_adds
 from smarttrim_mm.layers.run_layer import run_layer
-from smarttrim_mm.layers.views import LayerStep
+from smarttrim_mm.layers.views import LayerStep, LayerView
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.policies.dense import Dense
 from smarttrim_mm.structures import TokenStream
@@ -132,3 +132,34 @@ class Execution:
         layout = stream.layout if stream else None
         entry = LinearRecord(name, stream_name, layout, multiply_adds / pairs, multiply_adds * ran_on, rows)
         self.record.entries.append(entry)
+
+    def decoder(
+        self,
+        layers: Mapping[str, Sequence[LayerView]],
+        memory: TokenStream,
+        lengths: Tensor,
+        index: Tensor,
+        *,
+        name: str,
+        per_token: int,
+        padded: int,
+    ) -> None:
+        """Records a run of a host's decoder, whose texts read a stream whole.
+
+        Args:
+            layers: By the name of the stream that they read, the views of its layers.
+            memory: The stream.
+            lengths: Tokens of each text, long [A].
+            index: Which instance of the stream each text reads, long [A].
+            name: ``'<part>.<what>'``.
+            per_token: Multiply-adds per token of a text outside the layers: of the head.
+            padded: Tokens of each text as the decoder runs it, padding included.
+        """
+        ((stream, views),) = layers.items()
+        n = lengths.float()
+        without, with_one = (decoder_multiply_adds(views, stream, n, torch.full_like(n, m), per_token) for m in (0.0, 1.0))
+        none = n.new_zeros(memory.layout.batch_size)
+        fixed, per_memory = none.index_add(0, index, without), none.index_add(0, index, with_one - without)
+        held = memory.layout.counts().max()
+        executed = len(n) * int(decoder_multiply_adds(views, stream, torch.full_like(held, padded), held, per_token))
+        self.record.entries.append(LinearRecord(name, stream, memory.layout, per_memory, executed, fixed=fixed))

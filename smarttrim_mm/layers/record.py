@@ -6,14 +6,14 @@ counts unpadded tokens, so that padding saved is never credited as trimming.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from smarttrim_mm.layers.views import AttentionView, LayerStep, modality
+from smarttrim_mm.layers.views import AttentionView, LayerStep, LayerView, modality
 from smarttrim_mm.structures import Layout
 
 
@@ -31,6 +31,27 @@ def attention_multiply_adds(view: AttentionView, n: Tensor, m: Tensor, heads: Te
     """
     own, other, d = view.q.inputs, view.k.inputs, view.head_width
     return heads * d * (n * own + 2 * m * other + 2 * n * m + n * view.out.out_features)
+
+
+def decoder_multiply_adds(layers: Sequence[LayerView], memory: str, n: Tensor, m: Tensor, per_token: int) -> Tensor:
+    """Multiply-adds of a decoder: linear in the tokens that it reads.
+
+    Args:
+        layers: Its layers.
+        memory: Name of the stream that their cross-attentions read.
+        n: Tokens of each text, fp32 [A].
+        m: Tokens that it reads, likewise.
+        per_token: Multiply-adds per token of a text outside the layers.
+
+    Returns:
+        [A].
+    """
+    total = n * per_token
+    for layer in layers:
+        for view in layer.attentions:
+            total = total + attention_multiply_adds(view, n, m if view.reads == memory else n, view.heads)
+        total = total + n * (layer.mlp.fc1.weight.numel() + layer.mlp.fc2.weight.numel())
+    return total
 
 
 @dataclass(frozen=True)
@@ -80,29 +101,32 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class LinearRecord:
-    """A linear map outside the layers: embeddings, transforms, poolers, heads.
+    """What runs outside the layers, linear in the tokens of a stream: embeddings, transforms, poolers, heads, decoders.
 
     Attributes:
         name: ``'<part>.<what>'`` (``'image.patches'``); a part that is a stage is counted with that stage's layers.
         stream: The stream whose tokens it ran on; None: once per instance.
         layout: Layout of that stream at that point; None likewise.
-        multiply_adds: Per token (or per pair).
+        multiply_adds: Per token (or per pair); of a decoder by instance, [B].
         executed: Multiply-adds that were really executed, for the whole batch.
         rows: As in :class:`StepRecord`.
+        fixed: Multiply-adds of each instance whatever its tokens, [B]; None: none.
     """
 
     name: str
     stream: str | None
     layout: Layout | None
-    multiply_adds: float
+    multiply_adds: float | Tensor
     executed: int
     rows: Tensor | None = None
+    fixed: Tensor | None = None
 
     def cost(self, counts: Callable[[Layout], Tensor], like: Tensor) -> Tensor:
         """Multiply-adds per instance, [B], of the tokens that ``counts`` makes of the layout."""
         if self.layout is None:
-            return torch.full_like(like, self.multiply_adds, dtype=torch.float32)
-        return counts(self.layout) * self.multiply_adds
+            return torch.ones_like(like, dtype=torch.float32) * self.multiply_adds
+        cost = counts(self.layout) * self.multiply_adds
+        return cost if self.fixed is None else cost + self.fixed
 
 
 @dataclass(frozen=True)

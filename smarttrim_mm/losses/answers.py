@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from smarttrim_mm.registry import MODELS
+from smarttrim_mm.structures import TextTargets
 
 
 @MODELS.register_module()
@@ -30,3 +31,21 @@ class SoftTargetBCE(nn.Module):
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Logits [B, C], scores in [0, 1] [B, C] -> mean over the batch of the sum over answers."""
         return binary_cross_entropy_with_logits(logits.float(), targets.float()) * targets.shape[1]
+
+
+@MODELS.register_module()
+class AnswerGeneration(nn.Module):
+    """Cross-entropy of the texts that a decoder should give, summed over their tokens (BLIP's VQA, arXiv 2201.12086).
+
+    Args:
+        label_smoothing: Share of the target spread over all tokens, in [0, 1). BLIP's code has 0.1.
+    """
+
+    def __init__(self, *, label_smoothing: float = 0.1) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, targets: TextTargets) -> Tensor:
+        """Logits of the tokens [K, V], texts -> mean over the samples of the weighted sum over their tokens."""
+        each = cross_entropy(logits.float(), targets.tokens, label_smoothing=self.label_smoothing, reduction="none")
+        return (each * targets.token_weights).sum() / targets.samples

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from smarttrim_mm.registry import MODELS
-from smarttrim_mm.structures import VLMInputs
+from smarttrim_mm.structures import TextTargets, VLMInputs
 
 
 @MODELS.register_module()
@@ -67,7 +67,8 @@ class VisionLanguagePreprocessor(BaseDataPreprocessor):
             data: ``inputs``, a list of an item's image, uint8 [3, height, width], or its K images, [K, 3, height, width], and
                 ``data_samples``, a list of as many `DataSample`, as the pipelines' last step and mmengine's
                 ``pseudo_collate`` make them.
-            training: Whether ``rank_texts`` acts; in evaluation each text is a sample of its own.
+            training: Whether ``rank_texts`` acts (in evaluation each text is a sample of its own), and whether the targets are
+                the answers' token ids, where the samples have them (in evaluation they are classes).
 
         Returns:
             ``inputs``, a `VLMInputs` on the model's device, and ``data_samples`` as they came. An item of K images gives K
@@ -96,7 +97,7 @@ class VisionLanguagePreprocessor(BaseDataPreprocessor):
             image_index=self._move(image_index) if shared else None,
             image_ids=self._move(_every(torch.tensor([sample.image_id for sample in samples]), each)),
             sample_ids=self._move(_every(question_ids, each)),
-            targets=self._targets(samples),
+            targets=self._answers(samples) if training and self._generates(samples) else self._targets(samples),
             text_index=self._move(torch.arange(len(question_ids)).repeat_interleave(each)) if each > 1 else None,
             text_ids=self._move(question_ids) if each > 1 else None,
             pairs_per_sample=each * (self._ranked(counts) if self.rank_texts and training else 1),
@@ -126,6 +127,21 @@ class VisionLanguagePreprocessor(BaseDataPreprocessor):
             text_mask=self._move(text_mask),
             special_mask=self._move(special_mask),
             sample_ids=self._move(text_ids),
+        )
+
+    @staticmethod
+    def _generates(samples: Sequence[DataSample]) -> bool:
+        return all("answer_ids" in sample for sample in samples)
+
+    def _answers(self, samples: Sequence[DataSample]) -> TextTargets:
+        """The answers of the questions, as texts that a decoder should give."""
+        answers = [each for sample in samples for each in sample.answer_ids]
+        weights = torch.tensor([weight for sample in samples for each in sample.answer_weights for weight in each])
+        counts = torch.tensor([len(each) for each in answers])
+        texts = self.texts([ids for each in answers for ids in each], torch.arange(int(counts.sum())))
+        sample = torch.arange(len(answers)).repeat_interleave(counts)
+        return TextTargets(
+            texts.input_ids, texts.text_mask, self._move(torch.tensor(weights)), self._move(sample), len(answers)
         )
 
     def _targets(self, samples: Sequence[DataSample]) -> Tensor | None:

@@ -19,7 +19,7 @@ from smarttrim_mm.models.checkpoint import check_state_dict, load_backbone
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.policies.dense import Dense
 from smarttrim_mm.registry import MODELS, POLICIES
-from smarttrim_mm.structures import VLMInputs
+from smarttrim_mm.structures import TextTargets, VLMInputs
 
 
 @MODELS.register_module()
@@ -185,16 +185,18 @@ class TrimmedVLM(BaseModel):
         check_state_dict(self, state_dict, prefix)
 
 
-def is_right(logits: Tensor, targets: Tensor) -> Tensor:
-    """Whether the highest of the logits [G, C] is the target's, or a best one of soft targets; bool [G]."""
+def is_right(logits: Tensor, targets: Tensor | TextTargets) -> Tensor:
+    """Whether the highest of the logits [G, C] is the target's, or a best one of soft targets; bool [G], or [K] of tokens."""
     predicted = logits.argmax(-1)
+    if isinstance(targets, TextTargets):
+        return predicted == targets.tokens
     if targets.dim() == 1:
         return predicted == targets
     best = targets.amax(-1)
     return (targets.gather(-1, predicted.unsqueeze(-1)).squeeze(-1) == best) & (best > 0)
 
 
-def _scalars(logits: Tensor, targets: Tensor, record: TrimRecord) -> dict[str, Tensor]:
+def _scalars(logits: Tensor, targets: Tensor | TextTargets, record: TrimRecord) -> dict[str, Tensor]:
     with torch.no_grad():
         decided, dense = record.multiply_adds().mean(), record.dense_multiply_adds().mean()
         return {

@@ -117,7 +117,7 @@ def test_sizes_are_those_of_lavis_config_files():
     assert counted == pytest.approx(132.0e9, rel=0.02)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if "vqa" not in name])
 def test_the_answer_of_lavis_to_strings(build, inputs_of, vocabulary, name):
     """LAVIS's predict with LAVIS's tokenizer, against ours on the ids of a data set."""
     from lavis.models.blip_models.blip import BlipBase

@@ -120,3 +120,19 @@ def test_ids_of_another_tokenizer(input_ids):
 def test_bad_normalisation(arguments, message):
     with pytest.raises(ValueError, match=message):
         VisionLanguagePreprocessor(**arguments)
+
+
+def test_answers_are_texts_in_training_and_classes_in_evaluation():
+    data = batch(item(4, [[0, 5, 2], [0, 6, 2]]), item(2, [[0, 5, 2]]))
+    answers = [([[[0, 7, 2]], [[0, 8, 9, 2], [0, 7, 2]]], [[1.0], [0.7, 0.3]]), ([[[0, 5, 2]]], [[1.0]])]
+    for sample, (ids, weights) in zip(data["data_samples"], answers, strict=True):
+        sample.set_field(ids, "answer_ids")
+        sample.set_field(weights, "answer_weights")
+    texts = VisionLanguagePreprocessor()(data, training=True)["inputs"].targets
+    assert texts.samples == 3 and texts.sample.tolist() == [0, 1, 1, 2]
+    assert texts.input_ids.tolist() == [[0, 7, 2, 1], [0, 8, 9, 2], [0, 7, 2, 1], [0, 5, 2, 1]]
+    assert texts.tokens.tolist() == [7, 2, 8, 9, 2, 7, 2, 5, 2]
+    torch.testing.assert_close(texts.token_weights, torch.tensor([1, 1, 0.7, 0.7, 0.7, 0.3, 0.3, 1, 1]))
+    chosen = texts.select(torch.tensor([1, 0]))
+    assert chosen.tokens.tolist() == [8, 9, 2, 7, 2, 7, 2] and chosen.sample.tolist() == [0, 0, 1]
+    assert VisionLanguagePreprocessor()(data, training=False)["inputs"].targets.tolist() == [4, 4, 2]

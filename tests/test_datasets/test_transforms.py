@@ -1,12 +1,16 @@
 import pickle
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from mmengine.dataset import Compose
+from PIL import ImageFile
 
 from smarttrim_mm.datasets.easy_vqa import EasyVQA
 from smarttrim_mm.datasets.multi_image import PackVLInputs
 from smarttrim_mm.datasets.transforms import LoadImage, TokenizeQuestions
+from smarttrim_mm.registry import TRANSFORMS
 
 TOKENIZER = {"type": "WordTokenizer", "words": ["is", "there", "a", "circle", "?"]}
 
@@ -60,3 +64,22 @@ def test_damaged_image_names_the_file(make_root, tmp_path, backend):
 def test_missing_image_names_the_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"img_path='{tmp_path}/no.png': no such file; check .* data_root"):
         LoadImage()({"img_path": f"{tmp_path}/no.png"})
+
+
+def test_distinct_answers_of_a_question_become_texts():
+    words = ["red", "blue", "dark"]
+    step = TRANSFORMS.build({"type": "TokenizeAnswers", "tokenizer": {"type": "WordTokenizer", "words": words}})
+    found = step({"gt_answers": [["red"] * 7 + ["dark blue"] * 3, ["blue"] * 10]})
+    assert found["answer_ids"] == [[[0, 4, 2], [0, 6, 5, 2]], [[0, 5, 2]]]
+    assert found["answer_weights"] == [[0.7, 0.3], [1.0]]
+    assert step({"questions": []}) == {"questions": []}  # a test split has no answers
+
+
+def test_truncated_images_are_errors_wherever_pillow_was_told_otherwise(tmp_path, monkeypatch):
+    path = tmp_path / "half.jpg"
+    assert cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    path.write_bytes(path.read_bytes()[:2000])
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)  # as LAVIS does
+    with pytest.raises(ValueError, match=r"half\.jpg"):
+        TRANSFORMS.build({"type": "LoadImage", "imdecode_backend": "pillow"})({"img_path": str(path)})
+    assert ImageFile.LOAD_TRUNCATED_IMAGES

@@ -1,0 +1,186 @@
+"""LAVIS's answering models: a decoder that reads what the text encoder made of image and question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+
+from smarttrim_mm.backbones.lavis import LavisBackbone, encoding, linears
+from smarttrim_mm.layers.bert_views import bert_view
+from smarttrim_mm.layers.execution import Execution
+from smarttrim_mm.layers.views import LayerView
+from smarttrim_mm.registry import TOKENIZERS
+from smarttrim_mm.structures import TextTargets, TokenStream, VLMInputs
+
+_LONGEST = 32  # tokens of an answer
+_SMOOTHING = 0.1  # of the loss by which LAVIS ranks answers
+
+# texts [A, L], their mask, and whose they are [A] -> logits of the next token [A, L, V]
+Decode = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class LavisAnswerer(LavisBackbone):
+    """A LAVIS model that ranks a list of answers, and is trained to give the right ones word by word.
+
+    The decoder is the host's, run whole; it reads the question's tokens that the policy has kept, so that dropping some makes
+    it cheaper. No gradient goes through what it does not read: a decision learns from the layers of the encoders.
+
+    Args:
+        answers: The answers to choose from, as texts for the tokenizer, or as token ids with begin and end tokens.
+        tokenizer: Config of a tokenizer (registry ``TOKENIZERS``), if the answers are texts.
+        num_candidates: The answers of each question that are compared: those with the likeliest first tokens.
+        **kwargs: Those of :class:`~smarttrim_mm.backbones.lavis.LavisBackbone`.
+
+    Raises:
+        ValueError: If there are no answers, two are alike, or they are texts and there is no tokenizer.
+    """
+
+    encodes = True
+    candidate_ids: Tensor
+    candidate_mask: Tensor
+
+    def __init__(
+        self,
+        *,
+        answers: Sequence[str] | Sequence[Sequence[int]],
+        tokenizer: Mapping[str, Any] | None = None,
+        num_candidates: int = 128,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if num_candidates < 1:
+            raise ValueError(f"num_candidates is {num_candidates}; expected at least 1")
+        self.answers = None if tokenizer is None else tuple(answers)
+        with torch.device("cpu"):  # their values are needed on the meta device too
+            ids = [torch.tensor(one) for one in _tokenized(answers, tokenizer)]
+            padded = pad_sequence(ids, batch_first=True, padding_value=self.host.text_decoder.config.pad_token_id)
+            mask = torch.arange(padded.shape[1]) < torch.tensor([len(one) for one in ids])[:, None]
+        self.num_candidates = min(num_candidates, len(ids))
+        self.register_buffer("candidate_ids", padded, persistent=False)
+        self.register_buffer("candidate_mask", mask, persistent=False)
+
+    @property
+    def input_format(self) -> dict[str, int]:
+        """See :class:`~smarttrim_mm.backbones.lavis.LavisBackbone`."""
+        return {**super().input_format, "num_classes": len(self.candidate_ids)}
+
+    @cached_property
+    def decoder_layers(self) -> list[LayerView]:
+        """Views of the decoder's layers, for the count of what they take."""
+        return [bert_view(layer, "answer", "text") for layer in self.host.text_decoder.bert.encoder.layer]
+
+    def forward(self, inputs: VLMInputs, execution: Execution) -> Tensor:
+        """Runs the model under the execution's policy.
+
+        Args:
+            inputs: The batch. Its targets choose what is returned.
+            execution: Policy, kind of execution, and record.
+
+        Returns:
+            If the targets are texts: logits of their tokens, [K, V]. Otherwise the log-likelihoods of the answers, [G, C],
+            minus infinity for those that are no candidates. As in LAVIS, these are sums over tokens of label-smoothed ones.
+
+        Raises:
+            ValueError: If the samples have another number of images than the model, or the images another size.
+        """
+        memory = self.encode(inputs, execution)
+        return self._answer(inputs, len(inputs.sample_ids), self._decoder(memory, execution))
+
+    def host_forward(self, inputs: VLMInputs) -> Tensor:
+        """LAVIS's own encoders and decoder.
+
+        Args:
+            inputs: The batch.
+
+        Returns:
+            As :meth:`forward`.
+        """
+        samples, targets = self.samples_of(inputs), inputs.targets
+        if isinstance(targets, TextTargets):
+            samples["answer"] = encoding(targets.input_ids, targets.mask)
+            samples["weight"], samples["n_answers"] = targets.weights, targets.sample.bincount(minlength=targets.samples)
+            return targets.at_tokens(self.host(samples).intermediate_output.decoder_output.logits)
+        states = self.host.forward_encoder(samples)[0].last_hidden_state
+        mask = samples["tokenized_text"].attention_mask
+        return self._answer(inputs, len(states), lambda ids, real, index: self._decode(ids, real, states[index], mask[index]))
+
+    def _answer(self, inputs: VLMInputs, samples: int, decode: Decode) -> Tensor:
+        targets = inputs.targets
+        if isinstance(targets, TextTargets):
+            return targets.at_tokens(decode(self._begun(targets.input_ids), targets.mask, targets.sample))
+        if self.training and self.num_candidates < len(self.candidate_ids):
+            raise ValueError(
+                f"targets are no texts, and only {self.num_candidates} of {len(self.candidate_ids)} answers are compared: "
+                "expected texts in training; add TokenizeAnswers to the train pipeline and take the loss AnswerGeneration"
+            )
+        ids, mask = self._begun(self.candidate_ids), self.candidate_mask
+        every = torch.arange(samples, device=ids.device)
+        start = decode(ids[:1, :1].expand(samples, 1), mask[:1, :1].expand(samples, 1), every)[:, 0]
+        first = start.softmax(1)[:, ids[:, 1]]  # [G, C]
+        best = first.topk(self.num_candidates, dim=1).indices
+        chosen, real = ids[best].flatten(0, 1), mask[best].flatten(0, 1)
+        logits = decode(chosen, real, every.repeat_interleave(self.num_candidates))
+        labels = chosen.masked_fill(~real, -100)[:, 1:]
+        losses = cross_entropy(logits[:, :-1].transpose(1, 2), labels, reduction="none", label_smoothing=_SMOOTHING)
+        found = first.new_full(first.shape, -torch.inf)
+        return found.scatter(1, best, -losses.sum(1).view(samples, -1).to(found.dtype))
+
+    def _begun(self, ids: Tensor) -> Tensor:
+        """Texts with [DEC] in the place of their begin token."""
+        ids = ids.clone()
+        ids[:, 0] = self.host.tokenizer.bos_token_id
+        return ids
+
+    def _decoder(self, memory: TokenStream, execution: Execution) -> Decode:
+        """The decoder on what was kept of the questions; every run of it is recorded."""
+        states, mask = memory.pad()
+        per_token = sum(linear.weight.numel() for linear in linears(self.host.text_decoder.cls))
+
+        def decode(ids: Tensor, real: Tensor, index: Tensor) -> Tensor:
+            execution.decoder(
+                {"text": self.decoder_layers},
+                memory,
+                real.sum(1),
+                index,
+                name="decoder.answers",
+                per_token=per_token,
+                padded=ids.shape[1],
+            )
+            return self._decode(ids, real, states[index], mask[index])
+
+        return decode
+
+    def _decode(self, ids: Tensor, real: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        return self.host.text_decoder(
+            ids,
+            attention_mask=real.long(),
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask.long(),
+            return_dict=True,
+        ).logits
+
+
+def _tokenized(answers: Sequence[Any], tokenizer: Mapping[str, Any] | None) -> list[list[int]]:
+    """The token ids of the answers."""
+    if not answers:
+        raise ValueError("answers is empty; expected the answers to choose from, the classes of the data set in their order")
+    texts = [answer for answer in answers if isinstance(answer, str)]
+    if texts and tokenizer is None:
+        raise ValueError(f"answers holds texts ({texts[0]!r}) and tokenizer is None; give the tokenizer of the pipeline")
+    if texts:
+        tokenize = TOKENIZERS.build(tokenizer)
+        ids = [tokenize(text, _LONGEST).tolist() for text in answers]
+    else:
+        ids = [list(answer) for answer in answers]
+    first: dict[tuple[int, ...], int] = {}
+    for number, one in enumerate(ids):
+        before = first.setdefault(tuple(one), number)
+        if before != number:
+            raise ValueError(f"answers {before} and {number}, {answers[number]!r}, have the same token ids {one}; give it once")
+    return ids

@@ -130,8 +130,8 @@ class LavisBackbone(nn.Module):
         return {
             "image_size": self.host.visual_encoder.patch_embed.img_size[0],
             "vocab_size": config.vocab_size,
-            "begin_id": _CLS,
-            "end_id": _SEP,
+            "begin_id": _CLS if config.bos_token_id is None else config.bos_token_id,
+            "end_id": _SEP if config.eos_token_id is None else config.eos_token_id,
             "pad_id": config.pad_token_id,
             "images_per_text": self.images_per_text,
         }

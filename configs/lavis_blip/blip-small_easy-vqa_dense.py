@@ -1,0 +1,47 @@
+# LAVIS's BLIP for VQA at a size that a CPU trains, on easy-VQA from a random start. Needs LAVIS (docs/lavis.md).
+# python tools/train.py configs/lavis_blip/blip-small_easy-vqa_dense.py
+_base_ = [
+    "../_base_/datasets/easy_vqa.py",
+    "../_base_/schedules/quickstart.py",
+    "../_base_/default_runtime.py",
+]
+
+# the tokenizer's ids are those of <s>, <pad>, </s>, <unk> and the words; BLIP's [DEC] and [ENC] come last
+tokenizer = dict(type="WordTokenizer", words=[*_base_.words, "yes"])
+answers = [
+    "circle", "green", "red", "gray", "yes", "teal", "black", "rectangle", "yellow", "triangle", "brown", "blue", "no",
+]  # fmt: skip
+pipeline = [
+    dict(type="LoadImage"),
+    dict(type="TokenizeQuestions", tokenizer=tokenizer, max_length=16),
+    dict(type="TokenizeAnswers", tokenizer=tokenizer),
+    dict(type="PackVLInputs"),
+]
+train_dataloader = val_dataloader = test_dataloader = dict(dataset=dict(pipeline=pipeline))
+
+model = dict(
+    type="TrimmedVLM",
+    backbone=dict(
+        type="LavisBackbone",
+        arch="blip_vqa",
+        vision=dict(img_size=64, patch_size=8, embed_dim=128, depth=4, num_heads=4),
+        text=dict(
+            vocab_size=34,
+            bos_token_id=0,
+            pad_token_id=1,
+            eos_token_id=2,
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=256,
+            max_position_embeddings=18,
+            initializer_range=0.07,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        ),
+        answers=answers,
+        tokenizer=tokenizer,
+    ),
+    policy=dict(type="Dense"),
+    task_loss=dict(type="AnswerGeneration"),
+)

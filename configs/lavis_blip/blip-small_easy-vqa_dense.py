@@ -45,3 +45,4 @@ model = dict(
     policy=dict(type="Dense"),
     task_loss=dict(type="AnswerGeneration"),
 )
+optim_wrapper = dict(paramwise_cfg=dict(bypass_duplicate=True))  # the decoder's head is its embedding

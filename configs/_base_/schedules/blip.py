@@ -10,6 +10,7 @@ optim_wrapper = dict(
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
         bias_decay_mult=0.0,
+        bypass_duplicate=True,  # decoders' heads are their embeddings; ALBEF's NLVR2 shares cross-attentions
         custom_keys={"policy.": dict(lr_mult=10.0, decay_mult=0.0)},
     ),
 )

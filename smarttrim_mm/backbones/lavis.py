@@ -44,6 +44,7 @@ class LavisBackbone(nn.Module):
         vision: Arguments of LAVIS's ``VisionTransformerEncoder`` (``img_size``, ``drop_path_rate``); what is left out is as in
             the config file.
         text: Entries of LAVIS's BERT configuration (``hidden_dropout_prob``), likewise.
+        decoder: More of them for the text decoder, in models that have one.
         text_first: Whether the text's [CLS] guides the policy inside the image encoder. Each pair then has an image encoding
             of its own. BLIP's text encoder runs once more for it, uni-modally, if the policy wants it; in ALBEF, whose first
             layers are uni-modal, it is an order.
@@ -58,13 +59,15 @@ class LavisBackbone(nn.Module):
         ImportError: If LAVIS cannot be imported.
         KeyError: If the architecture is unknown.
         TypeError: If LAVIS's class has no such argument, or lacks one.
-        ValueError: If the model type is unknown, or ``text_first`` and ``share_images`` are both asked for.
+        ValueError: If the model type is unknown, there is no decoder to set, or ``text_first`` and ``share_images`` are both
+            asked for.
     """
 
     host: Any  # LAVIS has no types
     images_per_text = 1
     encodes = False  # whether [ENC] takes the place of [CLS] in the multi-modal encoder
     text_defaults: Mapping[str, Any] = {}
+    decoder_defaults: Mapping[str, Any] = {}
     host_methods: Mapping[str, Any] = {}  # in place of LAVIS's, where its own know one size only
 
     def __new__(cls, *, arch: str | None = None, **_: Any) -> LavisBackbone:
@@ -77,6 +80,7 @@ class LavisBackbone(nn.Module):
         model_type: str | None = None,
         vision: Mapping[str, Any] | None = None,
         text: Mapping[str, Any] | None = None,
+        decoder: Mapping[str, Any] | None = None,
         text_first: bool = False,
         share_images: bool | None = None,
         checkpoint: str | None = None,
@@ -93,7 +97,13 @@ class LavisBackbone(nn.Module):
         self.share_images = not text_first if share_images is None else share_images
         device = torch.get_default_device()
         with torch.device("cpu"):  # LAVIS reads numbers off a tensor, which the meta device does not have
-            self.host = self._build(model_type, vision or {}, text or {}, options)
+            self.host = self._build(model_type, vision or {}, text or {}, decoder or {}, options)
+        if "fusion" not in self.steps:
+            config = self.host.text_encoder.config
+            raise ValueError(
+                f"no layer of the text encoder reads the image: text.fusion_layer is {config.fusion_layer} of "
+                f"{config.num_hidden_layers} layers; expected fewer uni-modal layers"
+            )
         if device.type != "cpu":
             self.host.to(device)
 
@@ -264,7 +274,12 @@ class LavisBackbone(nn.Module):
         return self.host.text_encoder.config.vocab_size - 1
 
     def _build(
-        self, model_type: str | None, vision: Mapping[str, Any], text: Mapping[str, Any], options: dict[str, Any]
+        self,
+        model_type: str | None,
+        vision: Mapping[str, Any],
+        text: Mapping[str, Any],
+        decoder: Mapping[str, Any],
+        options: dict[str, Any],
     ) -> Any:
         host_class = import_lavis("lavis").registry.get_model_class(self.arch)
         types = host_class.PRETRAINED_MODEL_CONFIG_DICT
@@ -281,8 +296,10 @@ class LavisBackbone(nn.Module):
         parts = {"image_encoder": image_encoder, "text_encoder": self.text_class()(config=config, add_pooling_layer=False)}
         named = inspect.signature(host_class.__init__).parameters
         if "text_decoder" in named:
-            reads_text = BertConfig(**{**bert, "encoder_width": config.hidden_size})
+            reads_text = BertConfig(**{**bert, **self.decoder_defaults, **decoder, "encoder_width": config.hidden_size})
             parts["text_decoder"] = import_lavis("lavis.models.med").XBertLMHeadDecoder(config=reads_text)
+        elif decoder:
+            raise ValueError(f"decoder is {dict(decoder)}; LAVIS's {self.arch} has no decoder. Leave it out")
         accepted = [name for name in named if name not in ("self", *parts)]
         unknown = sorted(options.keys() - set(accepted))
         if unknown:

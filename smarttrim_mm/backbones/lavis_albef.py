@@ -5,9 +5,10 @@ The momentum copies of ``use_distill=True`` are kept and never run.
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from smarttrim_mm.backbones.lavis import LavisClassifier, import_lavis, small
+from smarttrim_mm.backbones.lavis_decoder import SMALL_ANSWERS, LavisAnswerer
 from smarttrim_mm.registry import LAVIS_ARCHS
 
 
@@ -50,3 +51,21 @@ class AlbefNLVR(LavisClassifier):
 
     def reads(self, index: int) -> tuple[str, ...]:
         return (f"image{index % 2}",)
+
+
+@LAVIS_ARCHS.register_module("albef_vqa")
+class AlbefVQA(LavisAnswerer):
+    """Answers about an image: a decoder of six layers reads the question, which has read the image."""
+
+    begins_anew = False
+    decoder_defaults = {"fusion_layer": 0, "num_hidden_layers": 6}
+
+    @classmethod
+    def variants(cls) -> dict[str, dict[str, Any]]:
+        sizes = small(3, text={"fusion_layer": 1})
+        return {"shared images": {**sizes, "answers": SMALL_ANSWERS, "decoder": {"num_hidden_layers": 2}, "use_distill": True}}
+
+    def host_states(self, samples: dict[str, Any]) -> Tensor:
+        # LAVIS's forward_encoder would move the momentum copies
+        image = self.host.visual_encoder.forward_features(samples["image"])
+        return self.host.text_encoder.forward_automask(samples["text_input"], image).last_hidden_state

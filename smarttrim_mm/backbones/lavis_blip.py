@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from smarttrim_mm.backbones.lavis import LavisClassifier, import_lavis, small
-from smarttrim_mm.backbones.lavis_decoder import LavisAnswerer
+from smarttrim_mm.backbones.lavis_decoder import SMALL_ANSWERS, LavisAnswerer
 from smarttrim_mm.registry import LAVIS_ARCHS
 
 
@@ -59,8 +59,8 @@ class BlipNLVR(LavisClassifier):
 class BlipVQA(LavisAnswerer):
     """Answers about an image: a decoder reads the question, which has read the image."""
 
+    encodes = True
+
     @classmethod
     def variants(cls) -> dict[str, dict[str, Any]]:
-        answers = [[101, *words, 102] for words in ((7, 3), (8, 9), (7, 5), (11, 3), (8, 12))]  # padding is not counted
-        sizes = small(2)
-        return {"text first": {**sizes, "answers": answers, "text_first": True}}
+        return {"text first": {**small(2), "answers": SMALL_ANSWERS, "text_first": True}}

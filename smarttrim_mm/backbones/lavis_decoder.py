@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from smarttrim_mm.backbones.lavis import LavisBackbone, encoding, linears
+from smarttrim_mm.backbones.lavis import LavisBackbone, linears
 from smarttrim_mm.layers.bert_views import bert_view
 from smarttrim_mm.layers.execution import Execution
 from smarttrim_mm.layers.views import LayerView
@@ -20,6 +20,9 @@ from smarttrim_mm.structures import TextTargets, TokenStream, VLMInputs
 
 _LONGEST = 32  # tokens of an answer
 _SMOOTHING = 0.1  # of the loss by which LAVIS ranks answers
+
+# for small configs: of one length, as padding is executed and not counted
+SMALL_ANSWERS = [[101, *words, 102] for words in ((7, 3), (8, 9), (7, 5), (11, 3), (8, 12))]
 
 # texts [A, L], their mask, and whose they are [A] -> logits of the next token [A, L, V]
 Decode = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -41,7 +44,7 @@ class LavisAnswerer(LavisBackbone):
         ValueError: If there are no answers, two are alike, or they are texts and there is no tokenizer.
     """
 
-    encodes = True
+    begins_anew = True  # whether [DEC] takes the place of the answers' begin token
     candidate_ids: Tensor
     candidate_mask: Tensor
 
@@ -101,14 +104,13 @@ class LavisAnswerer(LavisBackbone):
         Returns:
             As :meth:`forward`.
         """
-        samples, targets = self.samples_of(inputs), inputs.targets
-        if isinstance(targets, TextTargets):
-            samples["answer"] = encoding(targets.input_ids, targets.mask)
-            samples["weight"], samples["n_answers"] = targets.weights, targets.sample.bincount(minlength=targets.samples)
-            return targets.at_tokens(self.host(samples).intermediate_output.decoder_output.logits)
-        states = self.host.forward_encoder(samples)[0].last_hidden_state
-        mask = samples["tokenized_text"].attention_mask
+        samples = self.samples_of(inputs)
+        states, mask = self.host_states(samples), samples["text_input"].attention_mask
         return self._answer(inputs, len(states), lambda ids, real, index: self._decode(ids, real, states[index], mask[index]))
+
+    def host_states(self, samples: dict[str, Any]) -> Tensor:
+        """LAVIS's own encoders on a batch as LAVIS passes it: [G, T, D]."""
+        return self.host.forward_encoder(samples)[0].last_hidden_state
 
     def _answer(self, inputs: VLMInputs, samples: int, decode: Decode) -> Tensor:
         targets = inputs.targets
@@ -132,9 +134,10 @@ class LavisAnswerer(LavisBackbone):
         return found.scatter(1, best, -losses.sum(1).view(samples, -1).to(found.dtype))
 
     def _begun(self, ids: Tensor) -> Tensor:
-        """Texts with [DEC] in the place of their begin token."""
+        """Texts as the decoder begins them."""
         ids = ids.clone()
-        ids[:, 0] = self.host.tokenizer.bos_token_id
+        if self.begins_anew:
+            ids[:, 0] = self.host.tokenizer.bos_token_id
         return ids
 
     def _decoder(self, memory: TokenStream, execution: Execution) -> Decode:

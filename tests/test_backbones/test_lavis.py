@@ -76,8 +76,14 @@ def test_without_lavis_the_error_says_how_to_install_it(monkeypatch):
         ({"model_type": "huge"}, ValueError, "model_type is 'huge'; LAVIS's blip_nlvr has 'nlvr'"),
         ({"num_clases": 3}, TypeError, "LAVIS's BlipNLVR has no num_clases; it has num_classes"),
         ({"text_first": True, "share_images": True}, ValueError, "text_first=True and share_images=True exclude each other"),
+        ({"decoder": {"num_hidden_layers": 2}}, ValueError, "decoder is .*; LAVIS's blip_nlvr has no decoder"),
+        (
+            {"arch": "albef_classification", "text": {"num_hidden_layers": 3, "fusion_layer": 3, "hidden_size": 24}},
+            ValueError,
+            "no layer of the text encoder reads the image: text.fusion_layer is 3 of 3 layers",
+        ),
     ],
-    ids=["architecture", "model type", "option", "sharing"],
+    ids=["architecture", "model type", "option", "sharing", "decoder", "fusion"],
 )
 def test_errors_of_the_config(change, error, message):
     with pytest.raises(error, match=message):

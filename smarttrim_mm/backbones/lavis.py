@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
+from PIL import ImageFile
 from torch import Tensor, nn
 from transformers import BatchEncoding, BertConfig
+from transformers.utils import logging
 
 from smarttrim_mm.backbones.lavis_checkpoint import load_public
 from smarttrim_mm.layers.bert_views import bert_view
@@ -347,12 +349,15 @@ class GivenTokens:
 def import_lavis(name: str) -> Any:
     """Imports LAVIS, or a part of it, or of what it needs.
 
+    On import LAVIS lets Pillow accept truncated images, and silences transformers; both are put back.
+
     Args:
         name: The module.
 
     Raises:
         ImportError: With the lines that install LAVIS.
     """
+    truncated, verbosity = ImageFile.LOAD_TRUNCATED_IMAGES, logging.get_verbosity()
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -360,6 +365,9 @@ def import_lavis(name: str) -> Any:
             f"a LavisBackbone needs LAVIS, and {name} cannot be imported ({error}). Install it from the repository's folder:\n"
             "  pip install -r requirements/lavis.txt\n  pip install --no-deps salesforce-lavis==1.0.2"
         ) from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = truncated
+        logging.set_verbosity(verbosity)
 
 
 def small(depth: int, *, vision: Mapping[str, Any] | None = None, text: Mapping[str, Any] | None = None) -> dict[str, Any]:

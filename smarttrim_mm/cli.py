@@ -173,7 +173,7 @@ def resume_from(cfg: Config, checkpoint: str) -> None:
 
 
 def speedup_table(metrics: dict[str, Any]) -> str:
-    """Compute per image-question pair and kept ratios, as a few lines of text.
+    """Compute per sample and kept ratios, as a few lines of text.
 
     Args:
         metrics: Those of a test with a ``ComputeReport``.
@@ -185,7 +185,7 @@ def speedup_table(metrics: dict[str, Any]) -> str:
         ("executed, images shared", values["executed_multiply_adds"]),
         ("dense", values["dense_multiply_adds"]),
     ]
-    lines = [f"{'multiply-adds, M per pair':<27}{'mean':>10}{'p5':>10}{'p95':>10}"]
+    lines = [f"{'multiply-adds, M per sample':<27}{'mean':>10}{'p5':>10}{'p95':>10}"]
     lines += [f"{name:<27}" + "".join(f"{number:>10.3f}" for number in numbers) for name, *numbers in rows]
     lines.append(f"{'dense / decided':<27}{values['speedup']:>10.3f}")
     lines.append(summarise_ratios(values))

@@ -78,11 +78,11 @@ LOG_PROCESSORS = _child("log processor", _mm.LOG_PROCESSORS, ("hooks",))
 DATASETS = _child("dataset", _mm.DATASETS, ("datasets",))
 TRANSFORMS = _child("transform", _mm.TRANSFORMS, ("datasets",))
 METRICS = _child("metric", _mm.METRICS, ("evaluation",))
+LOOPS = _child("loop", _mm.LOOPS, ("loops",))
 
 # Nothing of our own lives in these yet; without them mmengine warns at every build under our scope.
 RUNNERS = _child("runner", _mm.RUNNERS)
 RUNNER_CONSTRUCTORS = _child("runner constructor", _mm.RUNNER_CONSTRUCTORS)
-LOOPS = _child("loop", _mm.LOOPS)
 DATA_SAMPLERS = _child("data sampler", _mm.DATA_SAMPLERS)
 MODEL_WRAPPERS = _child("model_wrapper", _mm.MODEL_WRAPPERS)
 WEIGHT_INITIALIZERS = _child("weight initializer", _mm.WEIGHT_INITIALIZERS)

@@ -32,6 +32,8 @@ class VLMInputs:
         text_ids: Stable identity of each text, long [Q]; None: that of its pair.
         pairs_per_sample: Consecutive pairs that are answered together, G = B / pairs_per_sample: the two images of a sentence
             of NLVR2, the captions that are ranked for an image.
+
+    A batch of texts alone, or of images alone, has none of the other (I = 0 or Q = 0).
     """
 
     images: Tensor
@@ -69,6 +71,30 @@ class VLMInputs:
             special_mask=every.special_mask[every.text_index],
             text_ids=None if every.text_ids is None else every.text_ids[every.text_index],
             text_index=None,
+        )
+
+    def all_pairs(self) -> VLMInputs:
+        """Every image with every text of the batch: a sample is an image and its Q alternatives.
+
+        Targets are those of retrieval, float [I, Q]: 1 where the text is about the image in this batch.
+
+        Raises:
+            ValueError: If a text is read with several images.
+        """
+        if self.text_index is not None:
+            raise ValueError("text_index is given: a text of several images has no image that it would be ranked for")
+        images, texts = len(self.image_ids), len(self.input_ids)
+        numbers = torch.arange(images, device=self.input_ids.device)
+        own = numbers if self.image_index is None else self.image_index
+        text_ids = self.sample_ids if self.text_ids is None else self.text_ids
+        return replace(
+            self,
+            image_index=numbers.repeat_interleave(texts),
+            text_index=torch.arange(texts, device=numbers.device).repeat(images),
+            text_ids=text_ids,
+            sample_ids=text_ids.repeat(images),
+            targets=(own == numbers[:, None]).float(),
+            pairs_per_sample=texts,
         )
 
     def select(self, samples: Tensor) -> VLMInputs:
@@ -255,12 +281,11 @@ class PackedLayout:
 
     def expand(self, x: Tensor, index: Tensor, ids: Tensor) -> tuple[Tensor, PackedLayout]:
         """Instance ``b`` of the result is instance ``index[b]``."""
-        begins = self.cu_seqlens.tolist()
-        order = index.tolist()
-        rows = torch.cat([torch.arange(begins[i], begins[i + 1], device=x.device) for i in order])
         lengths = self.cu_seqlens.diff().index_select(0, index)
-        instance = torch.arange(len(order), device=x.device).repeat_interleave(lengths)
-        layout = self._take(rows, instance, len(order))
+        instance = torch.arange(len(index), device=x.device).repeat_interleave(lengths)
+        shift = self.cu_seqlens.index_select(0, index) - lengths.cumsum(0) + lengths  # from the result's rows to these
+        rows = torch.arange(len(instance), device=x.device) + shift.index_select(0, instance)
+        layout = self._take(rows, instance, len(index))
         return x.index_select(0, rows), replace(layout, ids=ids, real=self.real[index])
 
     def _take(self, rows: Tensor, instance: Tensor, batch_size: int) -> PackedLayout:

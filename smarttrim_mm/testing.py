@@ -6,20 +6,31 @@ Nothing here is imported by the package itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from smarttrim_mm.layers.record import StepRecord, TrimRecord
 from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.registry import MODELS, POLICIES
-from smarttrim_mm.structures import Decision, Streams, TokenStream, VLMInputs
+from smarttrim_mm.structures import Decision, Streams, TokenStream
+from smarttrim_mm.utils.flop_count import count_multiply_adds
+from smarttrim_mm.utils.random_inputs import random_inputs
 
-Result = TypeVar("Result")
+__all__ = [
+    "Replay",
+    "Strip",
+    "backbone_cases",
+    "count_multiply_adds",
+    "excite",
+    "kept_grids",
+    "pairs_of",
+    "policy_cases",
+    "random_inputs",
+]
 
 
 def backbone_cases() -> dict[str, dict[str, Any]]:
@@ -51,49 +62,6 @@ def policy_cases() -> dict[str, dict[str, Any]]:
     }
 
 
-def random_inputs(
-    input_format: Mapping[str, int], lengths: Sequence[int], image_index: Sequence[int] | None = None, seed: int = 0
-) -> VLMInputs:
-    """Random pixels, texts and answers that a backbone accepts.
-
-    Args:
-        input_format: The backbone's ``input_format``: image_size, vocab_size, begin_id, end_id, pad_id, num_classes, and, if
-            not 1, images_per_text.
-        lengths: Tokens of each text, begin and end included, at least 2 each.
-        image_index: Image of each text, or its first, the next ones following; None: images of its own.
-        seed: Of the random numbers.
-    """
-    each = input_format.get("images_per_text", 1)
-    generator = torch.Generator().manual_seed(seed)
-    size, vocabulary = input_format["image_size"], input_format["vocab_size"]
-    special = [input_format["begin_id"], input_format["end_id"], input_format["pad_id"]]
-    texts, pairs = torch.arange(len(lengths)), torch.arange(len(lengths) * each)
-    first = texts * each if image_index is None else torch.tensor(image_index)
-    images = len(pairs) if image_index is None else int(first.max()) + 1
-    index = ((first[:, None] + torch.arange(each)) % images).flatten()
-    ends = torch.tensor(lengths)
-    text_mask = torch.arange(max(lengths)) < ends.unsqueeze(1)
-    words = torch.tensor([word for word in range(vocabulary) if word not in special])
-    input_ids = words[torch.randint(len(words), text_mask.shape, generator=generator)]
-    input_ids[:, 0], input_ids[texts, ends - 1] = special[0], special[1]
-    input_ids[~text_mask] = special[2]
-    special_mask = torch.zeros_like(text_mask)
-    special_mask[:, 0] = special_mask[texts, ends - 1] = True
-    return VLMInputs(
-        images=torch.randn(images, 3, size, size, generator=generator),
-        image_index=None if image_index is None else index,
-        image_ids=torch.arange(images) + 100,
-        input_ids=input_ids,
-        text_mask=text_mask,
-        special_mask=special_mask,
-        sample_ids=pairs + 1000,
-        targets=torch.randint(input_format["num_classes"], texts.shape, generator=generator),
-        text_index=pairs // each if each > 1 else None,
-        text_ids=texts + 500 if each > 1 else None,
-        pairs_per_sample=each,
-    )
-
-
 @torch.no_grad()
 def excite(module: nn.Module, seed: int = 0) -> None:
     """Gives every parameter a random value of a size that matters, so that no error hides behind small or zero weights."""
@@ -104,25 +72,6 @@ def excite(module: nn.Module, seed: int = 0) -> None:
             parameter.copy_(noise * parameter.shape[1:].numel() ** -0.5)
         else:
             parameter.add_(0.2 * noise)
-
-
-def count_multiply_adds(function: Callable[[], Result]) -> tuple[Result, int]:
-    """Runs a function and counts its multiply-adds by what torch dispatches, knowing nothing of records.
-
-    Returns:
-        What the function returned, and half of the floating-point operations of ``FlopCounterMode``, to which the attention
-        kernel of the CPU is added.
-    """
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    counter = FlopCounterMode(display=False, custom_mapping={attention: _attention_flops})
-    with counter:
-        result = function()
-    return result, counter.get_total_flops() // 2
-
-
-def _attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any) -> int:
-    batch, heads, queries, width = q
-    return 2 * batch * heads * queries * k[2] * (width + v[3])
 
 
 class Replay(Policy):
@@ -190,7 +139,7 @@ class Strip(Policy):
         return frozenset(step.streams()), frozenset(v.name for layer in step.layers.values() for v in layer.attentions)
 
     def reads(self, step: LayerStep) -> frozenset[str]:
-        return super().reads(step) if self.policy is None else self.policy.reads(step)
+        return frozenset() if self.policy is None else self.policy.reads(step)
 
     def multiply_adds(self, step: LayerStep, counts: Mapping[str, Tensor]) -> Tensor | float:
         return 0.0 if self.policy is None else self.policy.multiply_adds(step, counts)

@@ -62,7 +62,9 @@ def classifier(name: str, inputs: int, classes: int) -> dict[str, tuple[int, ...
     return {**linear(f"{name}.0", hidden, inputs), **norm(f"{name}.1", hidden), **linear(f"{name}.3", classes, hidden)}
 
 
-def meter_shapes(task: str, *, grid: int = 4, blocks: int = 3, answers: int = 7, token_types: int = 2) -> dict[str, tuple]:
+def meter_shapes(
+    task: str, *, grid: int = 4, blocks: int = 3, answers: int = 7, token_types: int = 2, words: int = 40, positions: int = 24
+) -> dict[str, tuple]:
     """Names and shapes of a checkpoint of ``task``: pretrain, vqa, nlvr2, snli or flickr."""
     visual = "vit_model.visual"
     shapes: dict[str, tuple[int, ...]] = {
@@ -74,9 +76,9 @@ def meter_shapes(task: str, *, grid: int = 4, blocks: int = 3, answers: int = 7,
         f"{visual}.conv1.weight": (VISION, 3, PATCH, PATCH),
         **norm(f"{visual}.ln_pre", VISION),
         **norm(f"{visual}.ln_post", VISION),
-        "text_transformer.embeddings.position_ids": (1, 24),
-        "text_transformer.embeddings.word_embeddings.weight": (40, TEXT),
-        "text_transformer.embeddings.position_embeddings.weight": (24, TEXT),
+        "text_transformer.embeddings.position_ids": (1, positions),
+        "text_transformer.embeddings.word_embeddings.weight": (words, TEXT),
+        "text_transformer.embeddings.position_embeddings.weight": (positions, TEXT),
         "text_transformer.embeddings.token_type_embeddings.weight": (1, TEXT),
         **norm("text_transformer.embeddings.LayerNorm", TEXT),
         **linear("text_transformer.pooler.dense", TEXT, TEXT),

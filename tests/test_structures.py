@@ -147,3 +147,25 @@ def test_select(inputs):
     assert some.text_mask.sum(1).tolist() == [3, 2]
     assert some.sample_ids.tolist() == [9, 8] and some.targets.tolist() == [2, 1]
     assert replace(inputs, targets=None).select(torch.tensor([0])).targets is None
+
+
+def test_all_pairs():
+    """Two texts about the first image and one about the second become two samples of three alternatives."""
+    mask = torch.ones(3, 2, dtype=torch.bool)
+    inputs = VLMInputs(
+        images=torch.rand(2, 3, 4, 4),
+        image_index=torch.tensor([0, 0, 1]),
+        image_ids=torch.tensor([7, 8]),
+        input_ids=torch.zeros(3, 2, dtype=torch.long),
+        text_mask=mask,
+        special_mask=mask,
+        sample_ids=torch.tensor([70, 71, 80]),
+    )
+    pairs = inputs.all_pairs()
+    assert pairs.image_index.tolist() == [0, 0, 0, 1, 1, 1] and pairs.text_index.tolist() == [0, 1, 2] * 2
+    assert pairs.sample_ids.tolist() == [70, 71, 80] * 2 and pairs.text_ids.tolist() == [70, 71, 80]
+    assert pairs.targets.tolist() == [[1, 1, 0], [0, 0, 1]] and pairs.pairs_per_sample == 3
+    one_each = replace(inputs, image_index=None, images=torch.rand(3, 3, 4, 4), image_ids=torch.arange(3))
+    assert one_each.all_pairs().targets.equal(torch.eye(3))
+    with pytest.raises(ValueError, match="text_index is given"):
+        pairs.all_pairs()

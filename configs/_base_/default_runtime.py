@@ -8,6 +8,7 @@ default_hooks = dict(
     param_scheduler=dict(type="ParamSchedulerHook"),
     checkpoint=dict(type="SafeCheckpointHook", by_epoch=False, interval=500, max_keep_ckpts=2),
     state=dict(type="SafeStateHook"),
+    vocabulary=dict(type="CheckVocabularyHook"),
 )
 
 log_processor = dict(type="TrimLogProcessor", by_epoch=False, window_size=10)

@@ -127,7 +127,7 @@ class LavisBackbone(nn.Module):
 
     @property
     def input_format(self) -> dict[str, int]:
-        """Sizes and token ids of the inputs and answers, see :func:`smarttrim_mm.testing.random_inputs`."""
+        """Sizes and token ids of the inputs and answers, see :func:`smarttrim_mm.utils.random_inputs.random_inputs`."""
         config = self.host.text_encoder.config
         return {
             "image_size": self.host.visual_encoder.patch_embed.img_size[0],
@@ -135,6 +135,7 @@ class LavisBackbone(nn.Module):
             "begin_id": _CLS,
             "end_id": _SEP,
             "pad_id": config.pad_token_id,
+            "max_text_length": config.max_position_embeddings,
             "images_per_text": self.images_per_text,
         }
 
@@ -190,7 +191,8 @@ class LavisBackbone(nn.Module):
         patches = vit.patch_embed(inputs.images)
         x = torch.cat([vit.cls_token.to(patches.dtype).expand(len(patches), -1, -1), patches], 1)
         x = vit.pos_drop(x + vit.pos_embed)
-        execution.linear(vit.patch_embed.proj.weight.numel() * patches.shape[1], instances=len(patches), rows=rows)
+        work = vit.patch_embed.proj.weight.numel() * patches.shape[1]
+        execution.linear(work, name="image.patches", instances=len(patches), rows=rows)
         image = execution.start(TokenStream.start(x, ids=inputs.image_ids))
         return execution.run(self.steps["image"], {"image": image}, guides=guides, rows=rows)["image"].map(vit.norm)
 
@@ -289,7 +291,8 @@ class LavisClassifier(LavisBackbone):
         names = ["image"] if each == 1 else [f"image{i}" for i in range(each)]
         images = {name: image.expand(index[i::each], inputs.sample_ids[i::each]) for i, name in enumerate(names)}
         text = execution.run(self.steps["fusion"], {"text": text, **images}, rows=rows)["text"]
-        execution.linear(sum(linear.weight.numel() for linear in _linears(self.head)), pairs=each)
+        work = sum(linear.weight.numel() for linear in _linears(self.head))
+        execution.linear(work, name=f"head.{self.head_name}", pairs=each)
         return self.head(text.guide())
 
     def host_forward(self, inputs: VLMInputs) -> Tensor:

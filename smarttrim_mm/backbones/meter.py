@@ -78,14 +78,14 @@ class METER(nn.Module):
         images_per_text: Images that one answer is about: 2 for NLVR2, each with a token type of its own and all read by the
             same text, which is encoded once.
         text_first: Whether the text encoder's [CLS] guides the policy inside the image encoder. Each pair then has an image
-            encoding of its own.
+            encoding of its own, so that it excludes ``share_images`` and a ranking head.
         share_images: Whether texts of one batch that ask about the same image share its encoding; None: unless
             ``text_first``.
         init_from: Where a training starts: ``{'meter': FILE}``, a public METER file, or ``{'clip': FOLDER, 'roberta':
             FOLDER}``, one or both, as ``transformers`` saves them. Read by :meth:`init_weights`, not when the model is built.
 
     Raises:
-        ValueError: If ``text_first`` and ``share_images`` are both asked for, a size is impossible, or ``init_from`` names
+        ValueError: If ``text_first`` meets ``share_images`` or a ranking head, a size is impossible, or ``init_from`` names
             something else.
     """
 
@@ -108,6 +108,11 @@ class METER(nn.Module):
             raise ValueError(
                 "text_first=True and share_images=True exclude each other: an image encoding that the text has guided belongs "
                 "to that text alone. Leave share_images out, or set text_first=False."
+            )
+        if text_first and num_classes is None:
+            raise ValueError(
+                "text_first=True with num_classes=None: a ranking head scores every image with every text, from one encoding "
+                "of each image, which a text's guidance would make that text's alone. Set text_first=False."
             )
         self.text_first = text_first
         self.share_images = not text_first if share_images is None else share_images
@@ -165,7 +170,7 @@ class METER(nn.Module):
 
     @property
     def input_format(self) -> dict[str, int]:
-        """Sizes and token ids of the inputs and answers, see :func:`smarttrim_mm.testing.random_inputs`."""
+        """Sizes and token ids of the inputs and answers, see :func:`smarttrim_mm.utils.random_inputs.random_inputs`."""
         config = self.text_transformer.config
         return {
             "image_size": self.trunk.image_size,
@@ -173,6 +178,7 @@ class METER(nn.Module):
             "begin_id": config.bos_token_id,
             "end_id": config.eos_token_id,
             "pad_id": config.pad_token_id,
+            "max_text_length": config.max_position_embeddings - config.pad_token_id - 1,  # positions count on from the pad's id
             "num_classes": [part for part in self.head.modules() if isinstance(part, nn.Linear)][-1].out_features,
             "images_per_text": self.images_per_text,
         }
@@ -188,6 +194,11 @@ class METER(nn.Module):
     def head(self) -> nn.Module:
         """The classification head, [G, images 2 D] -> [G, C], or the ranking head, [B, 2 D] -> [B, 1]."""
         return self.get_submodule(self.head_name)
+
+    @property
+    def ranks_texts(self) -> bool:
+        """Whether the head scores image-text pairs for retrieval."""
+        return isinstance(self.head, nn.Linear)
 
     @cached_property
     def steps(self) -> dict[str, list[LayerStep]]:
@@ -220,35 +231,72 @@ class METER(nn.Module):
         self._check(inputs)
         if not self.share_images:
             inputs = inputs.unshared_images()
-        rows, text_rows = inputs.image_index, inputs.text_index
-        text = execution.start(self.embed_text(inputs))
-        text = execution.run(self.steps["text"], {"text": text}, rows=text_rows)["text"]
-        execution.linear(self.trunk.conv1.weight.numel() * self.trunk.grid**2, instances=len(inputs.images), rows=rows)
-        image = execution.start(TokenStream.start(self.trunk.embed(inputs.images), ids=inputs.image_ids))
+        text = self._run_text(inputs, execution)
         guides = {}
         if self.text_first:
-            guides["text"] = text.guide() if text_rows is None else text.guide()[text_rows]
+            guides["text"] = text.guide() if inputs.text_index is None else text.guide()[inputs.text_index]
+        text = self._project("text", text, inputs.text_index, execution)
+        return self.fuse(text, self.encode_images(inputs, execution, guides), inputs, execution)
+
+    def encode_texts(self, inputs: VLMInputs, execution: Execution) -> TokenStream:
+        """What every image reads of the texts: Q instances. ``inputs`` may be without images."""
+        return self._project("text", self._run_text(inputs, execution), inputs.text_index, execution)
+
+    def encode_images(self, inputs: VLMInputs, execution: Execution, guides: Mapping[str, Tensor] | None = None) -> TokenStream:
+        """What every text reads of the images: I instances. ``inputs`` may be without texts.
+
+        Args:
+            inputs: The batch.
+            execution: As in :meth:`forward`.
+            guides: With ``text_first``, the encoded texts' first tokens, ``'text'`` [B, D].
+        """
+        rows = inputs.image_index
+        patches = self.trunk.conv1.weight.numel() * self.trunk.grid**2
+        execution.linear(patches, name="image.patches", instances=len(inputs.images), rows=rows)
+        image = execution.start(TokenStream.start(self.trunk.embed(inputs.images), ids=inputs.image_ids))
         image = execution.run(self.steps["image"], {"image": image}, guides=guides, rows=rows)["image"]
-        image = image.map(self.trunk.ln_post)
-        execution.linear(self.cross_modal_text_transform.weight.numel(), "text", text, rows=text_rows)
-        execution.linear(self.cross_modal_image_transform.weight.numel(), "image", image, rows=rows)
-        text, image = text.map(self.cross_modal_text_transform), image.map(self.cross_modal_image_transform)
+        return self._project("image", image.map(self.trunk.ln_post), rows, execution)
+
+    def fuse(self, text: TokenStream, image: TokenStream, inputs: VLMInputs, execution: Execution) -> Tensor:
+        """Fusion encoder and head.
+
+        Args:
+            text: What :meth:`encode_texts` returned, Q instances.
+            image: What :meth:`encode_images` returned, I instances.
+            inputs: Says which text and image make a pair (``text_index``, ``image_index``), and the pairs' ``sample_ids``.
+            execution: As in :meth:`forward`.
+
+        Returns:
+            As :meth:`forward`.
+        """
         # from here on a text and an image belong to their pair, shared or not
-        text, image = _of_pairs(text, text_rows, inputs.sample_ids), _of_pairs(image, rows, inputs.sample_ids)
+        text = _of_pairs(text, inputs.text_index, inputs.sample_ids)
+        image = _of_pairs(image, inputs.image_index, inputs.sample_ids)
         kinds = image.layout.per_token(self._image_kinds(len(inputs.sample_ids)))
         streams = {
             "text": text.map(lambda x: x + self.token_type_embeddings.weight[0]),
             "image": image.map(lambda x: x + kinds),
         }
         streams = execution.run(self.steps["fusion"], streams)
-        for module, pairs in (
-            (self.cross_modal_text_pooler, 1),
-            (self.cross_modal_image_pooler, 1),
-            (self.head, self.images_per_text),
+        for name, module, pairs in (
+            ("head.text_pooler", self.cross_modal_text_pooler, 1),
+            ("head.image_pooler", self.cross_modal_image_pooler, 1),
+            (f"head.{self.head_name}", self.head, self.images_per_text),
         ):
             linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
-            execution.linear(sum(part.weight.numel() for part in linears), pairs=pairs)
+            execution.linear(sum(part.weight.numel() for part in linears), name=name, pairs=pairs)
         return self._answer(streams["text"].guide(), streams["image"].guide(), inputs)
+
+    def _run_text(self, inputs: VLMInputs, execution: Execution) -> TokenStream:
+        text = execution.start(self.embed_text(inputs))
+        return execution.run(self.steps["text"], {"text": text}, rows=inputs.text_index)["text"]
+
+    def _project(self, name: str, stream: TokenStream, rows: Tensor | None, execution: Execution) -> TokenStream:
+        """To the width of the fusion."""
+        transform = self.get_submodule(f"cross_modal_{name}_transform")
+        assert isinstance(transform, nn.Linear)
+        execution.linear(transform.weight.numel(), name, stream, name=f"{name}.transform", rows=rows)
+        return stream.map(transform)
 
     def embed_text(self, inputs: VLMInputs) -> TokenStream:
         """Token and position embeddings of the texts, padded: [Q, T, D]."""
@@ -291,7 +339,7 @@ class METER(nn.Module):
     def _answer(self, text: Tensor, image: Tensor, inputs: VLMInputs) -> Tensor:
         """Poolers and head on the first tokens of the streams, [B, D] each."""
         features = torch.cat([self.cross_modal_text_pooler(text), self.cross_modal_image_pooler(image)], -1)
-        if isinstance(self.head, nn.Linear):
+        if self.ranks_texts:
             return self.head(features).view(-1, inputs.pairs_per_sample)
         return self.head(features.view(len(features) // self.images_per_text, -1))
 
@@ -300,7 +348,7 @@ class METER(nn.Module):
         return self.token_type_embeddings.weight[1:].repeat(pairs // self.images_per_text, 1)
 
     def _check(self, inputs: VLMInputs) -> None:
-        if not isinstance(self.head, nn.Linear) and inputs.pairs_per_sample != self.images_per_text:
+        if not self.ranks_texts and inputs.pairs_per_sample != self.images_per_text:
             raise ValueError(
                 f"a sample of the batch has {inputs.pairs_per_sample} image-text pairs, and the model answers about "
                 f"images_per_text={self.images_per_text}; set images_per_text to the images of an item of the data set"

@@ -16,10 +16,12 @@ from smarttrim_mm.models.conversion import Conversion, refuse, sort_keys
 
 VISION = "vit_model.visual."
 POSITIONS = f"{VISION}positional_embedding"
+RANK = "rank_output"
 _TEXT = "text_transformer."
 _TOKEN_TYPES = "token_type_embeddings.weight"
 _SURPLUS = "the block after METER's last"
 _OTHER_HEAD = "head of another task"
+_MATCH = "itm_score.fc"
 
 # keys of a public file, and why METER's forward has no use for them
 _METER_UNUSED = {
@@ -62,7 +64,8 @@ def convert_meter(
 ) -> Conversion:
     """Turns a state dict of METER's authors, pre-trained or fine-tuned, into one of our METER.
 
-    The position table is resized to the model's grid. Of the three token types of an NLVR2 checkpoint a model with two takes
+    The position table is resized to the model's grid. A ranking head that the file lacks is row 1, "match", of its head of
+    image-text matching, as METER starts it. Of the three token types of an NLVR2 checkpoint a model with two takes
     the first two; a model with three takes the second image's from the first image's, as METER does when it is fine-tuned.
 
     Args:
@@ -79,6 +82,8 @@ def convert_meter(
     surplus = rf"{re.escape(VISION)}transformer\.resblocks\.{depth}\..+"
     unused = {**_METER_UNUSED, rf"(?!{re.escape(head_name)}\.){_METER_HEADS}": _OTHER_HEAD, surplus: _SURPLUS}
     unexpected = sort_keys(found, public, own, unused, lambda key: key)
+    if f"{head_name}.weight" in own and f"{RANK}.weight" not in public:
+        _rank_by_match(found, public, head_name)
     problems = _fit_head(found, own, head_name, new_head)
     _fit_positions(found, own)
     if _TOKEN_TYPES in found.weights and _TOKEN_TYPES in own:
@@ -162,6 +167,16 @@ def _fuse_projections(public: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if all(part in public for part in parts):
                 fused[f"{match[1]}in_proj_{match[2]}"] = torch.cat([fused.pop(part) for part in parts])
     return fused
+
+
+def _rank_by_match(found: Conversion, public: Mapping[str, Tensor], head_name: str) -> None:
+    """Takes the ranking head, [1, 2 D], from the head of image-text matching, [2, 2 D]: no match, match."""
+    for kind in ("weight", "bias"):
+        value = public.get(f"{_MATCH}.{kind}")
+        if isinstance(value, Tensor) and value.dim():
+            found.weights[f"{head_name}.{kind}"] = value[1:]
+            found.changed[f"{head_name}.{kind}"] = f"row 1 of {_MATCH}"
+            del found.left_out[f"{_MATCH}.{kind}"]
 
 
 def _fit_head(found: Conversion, own: Mapping[str, Tensor], head_name: str, new_head: bool) -> list[str]:

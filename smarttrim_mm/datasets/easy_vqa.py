@@ -13,6 +13,7 @@ from smarttrim_mm.registry import DATASETS
 
 _FOLDERS = {"train": "train", "val": "train", "test": "test"}
 _FIRST_QUESTION_ID = {"train": 0, "test": 1_000_000}
+_ANSWERS = 10  # a question in VQAv2, whose metric reads them; the template's one answer stands for people who all agree
 _EXPECTED = "expected a list of [question, answer, image id]; fetch the file again"
 
 
@@ -23,9 +24,9 @@ class EasyVQA(VisionLanguageDataset):
     The official files hold 4,000 training images with 38,575 questions and 1,000 test images with 9,673. ``val`` is a
     fixed random part of the training images, which ``train`` then leaves out; ``test`` is the official test split.
 
-    A record has ``img_path``, ``image_id``, ``questions``, ``answers``, ``targets`` (indices into
-    ``metainfo['classes']``) and ``question_ids``: the question's row in its official file, plus 1,000,000 in the test
-    file.
+    The small twin of `VQAv2`: a record has ``img_path``, ``image_id``, ``questions``, ``gt_answers`` (the one answer ten times)
+    and ``answer_types`` ('yes/no' or 'other') as there, ``answers``, ``targets`` (indices into ``metainfo['classes']``), and
+    ``question_ids``: the question's row in its official file, plus 1,000,000 in the test file.
 
     Args:
         split: 'train', 'val' or 'test'.
@@ -106,6 +107,8 @@ class EasyVQA(VisionLanguageDataset):
             "image_id": row["image_id"],
             "questions": [check_text(row["question"], where)],
             "answers": [row["answer"]],
+            "gt_answers": [[row["answer"]] * _ANSWERS],
+            "answer_types": ["yes/no" if row["answer"] in ("yes", "no") else "other"],
             "targets": [self._target(row["answer"], where)],
             "question_ids": [row["question_id"]],
         }

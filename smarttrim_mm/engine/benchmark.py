@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     torch.manual_seed(args.seed)
     cfg = read_config(args.config, args.cfg_options)
     model = build_model(cfg, args.checkpoint)
-    loader = build_loader(cfg, args.split)
+    loader = build_loader(cfg, args.split, model)
     device = next(model.parameters()).device
     content: dict[str, Any] = {
         "command": shlex.join([Path(sys.executable).name, *sys.argv] if argv is None else ["benchmark.py", *argv]),

@@ -7,6 +7,7 @@ from mmengine.device import get_device
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from smarttrim_mm.hooks.check_vocabulary import check_vocabulary
 from smarttrim_mm.models.checkpoint import check_policy_weights
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
 from smarttrim_mm.registry import MODELS
@@ -31,9 +32,12 @@ def build_model(cfg: Config, checkpoint: str | None = None) -> TrimmedVLM:
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        ValueError: If it is damaged, of another architecture, or has no weights for the config's policy.
+        ValueError: If it is damaged, of another architecture, or has no weights for the config's policy; or if the config has
+            no model.
         TypeError: If the config's model is no ``TrimmedVLM``.
     """
+    if "model" not in cfg:
+        raise ValueError(f"{cfg.filename} has no model; give a config of a model, such as configs/meter/quickstart_dense.py")
     settings = dict(cfg.model)
     if "data_preprocessor" in cfg:
         settings.setdefault("data_preprocessor", cfg.data_preprocessor)
@@ -48,26 +52,32 @@ def build_model(cfg: Config, checkpoint: str | None = None) -> TrimmedVLM:
     return model.to(get_device()).eval()
 
 
-def build_loader(cfg: Config, split: str) -> DataLoader:
+def build_loader(cfg: Config, split: str, model: TrimmedVLM | None = None) -> DataLoader:
     """Builds the data loader of a split.
 
     Args:
         cfg: The config.
         split: ``'train'``, ``'val'`` or ``'test'``.
+        model: Who will answer; None: anyone.
 
     Raises:
-        ValueError: If the split is unknown, or the config has no data for it.
+        ValueError: If the split is unknown, the config has no data for it, or the model's head has another number of answers.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; expected one of {', '.join(map(repr, SPLITS))}")
     settings = cfg.get(f"{split}_dataloader")
     if settings is None:
         raise ValueError(f"{cfg.filename} has no {split}_dataloader; add one, or choose another split")
-    return Runner.build_dataloader(settings, seed=cfg.get("randomness", {}).get("seed") or 0)
+    loader = Runner.build_dataloader(settings, seed=cfg.get("randomness", {}).get("seed") or 0)
+    if model is not None:
+        check_vocabulary(model, loader.dataset, f"{split}_dataloader.dataset")
+    return loader
 
 
 def model_batches(model: TrimmedVLM, loader: DataLoader, limit: int | None = None) -> Iterator[VLMInputs]:
-    """Goes through a loader's batches as the model takes them.
+    """Goes through a loader's batches as the model takes them in evaluation.
+
+    A model with a ranking head gets every image of a batch with every text of it, as retrieval runs it.
 
     Args:
         model: Gives the pre-processor and the device.
@@ -77,4 +87,5 @@ def model_batches(model: TrimmedVLM, loader: DataLoader, limit: int | None = Non
     for number, data in enumerate(loader):
         if number == limit:
             return
-        yield model.data_preprocessor(data, False)["inputs"]
+        inputs = model.data_preprocessor(data, False)["inputs"]
+        yield inputs.all_pairs() if model.ranks_texts else inputs

@@ -17,7 +17,7 @@ from mmengine.config import DictAction
 
 from smarttrim_mm.engine.building import build_loader, build_model, model_batches, read_config
 from smarttrim_mm.engine.progress import Progress
-from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
+from smarttrim_mm.models.trimmed_vlm import TrimmedVLM, is_right
 from smarttrim_mm.policies.base import Knob
 from smarttrim_mm.structures import VLMInputs
 from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file, write_atomically
@@ -185,8 +185,7 @@ def measure(model: TrimmedVLM, batches: Iterable[VLMInputs]) -> Measurement:
         if inputs.targets is None:
             raise ValueError("inputs.targets is None; calibration needs data with answers, to show what the trimming costs")
         logits, record = model.trace(inputs)
-        truth = inputs.targets if inputs.targets.dim() == 1 else inputs.targets.argmax(-1)
-        right += int((logits.argmax(-1) == truth).sum())
+        right += int(is_right(logits, inputs.targets).sum())
         pairs += len(logits)
         costs = (record.multiply_adds(), record.dense_multiply_adds(), record.least_multiply_adds())
         totals += torch.stack(costs).double().sum(1).cpu()
@@ -302,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> Calibration:
     cfg = read_config(args.config, args.cfg_options)
     model = build_model(cfg, args.checkpoint)
     knob = check_request(model, args.speedup, args.margin, args.tolerance)
-    loader = build_loader(cfg, "val")
+    loader = build_loader(cfg, "val", model)
     per_pass = len(loader) if args.max_batches is None else min(len(loader), args.max_batches)
     bar = Progress(f"calibrating to {args.speedup:g}x", per_pass * (MAX_STEPS + 2), at_most=True)
     note = ""

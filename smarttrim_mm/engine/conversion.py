@@ -13,7 +13,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor
 
 from smarttrim_mm.backbones.meter import METER
-from smarttrim_mm.backbones.meter_checkpoint import POSITIONS, convert_meter
+from smarttrim_mm.backbones.meter_checkpoint import POSITIONS, RANK, convert_meter
 from smarttrim_mm.backbones.meter_init import read_meter
 from smarttrim_mm.models.conversion import Conversion
 from smarttrim_mm.registry import MODELS
@@ -24,7 +24,7 @@ _PATCH = 16
 
 
 def backbone_config(public: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Config of a METER of the paper's sizes, with the head, the answers and the image size of a public file.
+    """Config of a METER of the paper's sizes, with the head, the answers, the images of an answer and their size of a file.
 
     Args:
         public: The file's state dict.
@@ -33,14 +33,21 @@ def backbone_config(public: Mapping[str, Tensor]) -> dict[str, Any]:
         ValueError: If it has no head of a task, or several.
     """
     heads = [match[1] for key in public if (match := re.fullmatch(r"(\w+_classifier)\.3\.weight", key))]
+    if not heads and f"{RANK}.weight" in public:
+        heads = [RANK]
     if len(heads) != 1:
         raise ValueError(
-            f"classification heads of the file: {', '.join(heads) or 'none'}; expected one. A pre-trained file needs no "
-            "conversion: train from it with model.backbone.init_from.meter=FILE. For sizes other than the paper's give --config"
+            f"heads of a task in the file: {', '.join(heads) or 'none'}; expected one. A pre-trained file needs no conversion: "
+            "train from it with model.backbone.init_from.meter=FILE. For sizes other than the paper's give --config"
         )
+    head = heads[0]
     grid = isqrt(max(len(public.get(POSITIONS, ())) - 1, 1))
-    answers = len(public[f"{heads[0]}.3.weight"])
-    return {"type": "METER", "num_classes": answers, "head_name": heads[0], "vision": {"image_size": grid * _PATCH}}
+    config: dict[str, Any] = {"type": "METER", "num_classes": None, "head_name": head, "vision": {"image_size": grid * _PATCH}}
+    if head != RANK:
+        first = public.get(f"{head}.0.weight")  # [2 D, images 2 D]; what is wrong with it is told when it is converted
+        images = first.shape[1] // first.shape[0] if isinstance(first, Tensor) and first.dim() == 2 else 1
+        config |= {"num_classes": len(public[f"{head}.3.weight"]), "images_per_text": images}
+    return config
 
 
 def convert(public: Mapping[str, Tensor], config: Mapping[str, Any], image_size: int | None = None) -> Conversion:
@@ -71,14 +78,14 @@ def parser() -> argparse.ArgumentParser:
         "convert_checkpoint.py",
         description="Turn a fine-tuned checkpoint of METER's authors (github.com/zdou0830/METER, .ckpt) into one that "
         "tools/test.py and load_from take. Nothing is downloaded, and no code in the file runs. Pre-trained files, without the "
-        "head of a task, are not converted: train from them with model.backbone.init_from.meter=FILE.",
+        "head of a task, need no conversion: train from them with model.backbone.init_from.meter=FILE.",
     )
     parser.add_argument("source", metavar="SRC", help="the public file")
     parser.add_argument("target", metavar="DST", help="the new checkpoint (.pth)")
     parser.add_argument(
         "--config",
-        help="config file that the checkpoint will be used with (default: the paper's sizes, with the head, the answers and "
-        "the image size of the file)",
+        help="config file that the checkpoint will be used with (default: the paper's sizes, with the head, the answers, the "
+        "images of an answer and their size of the file)",
     )
     parser.add_argument(
         "--image-size",

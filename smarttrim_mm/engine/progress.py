@@ -6,7 +6,7 @@ import time
 from typing import TextIO
 
 _BAR = 20
-_REFRESH = 0.2  # seconds between two pictures of the line
+_REFRESH = {True: 0.2, False: 10.0}  # seconds between two pictures of the line, on a terminal and in a file
 
 
 class Progress:
@@ -27,17 +27,19 @@ class Progress:
         self.at_most = at_most
         self.done = self._before = done
         self._begin = time.monotonic()
-        self._drawn = -_REFRESH
+        self._refresh = _REFRESH[self.file.isatty()]
+        self._drawn = -self._refresh
         self._width = 0
         self._draw("")
 
-    def advance(self, note: str = "") -> None:
-        """One step is done.
+    def advance(self, note: str = "", steps: int = 1) -> None:
+        """One step is done, or several.
 
         Args:
             note: Something to say at the end of the line.
+            steps: Their number.
         """
-        self.reach(self.done + 1, note)
+        self.reach(self.done + steps, note)
 
     def reach(self, done: int, note: str = "") -> None:
         """So many steps are done.
@@ -47,7 +49,7 @@ class Progress:
             note: Something to say at the end of the line.
         """
         self.done = done
-        if self.done == self.total or time.monotonic() - self._drawn >= _REFRESH:
+        if self.done == self.total or time.monotonic() - self._drawn >= self._refresh:
             self._draw(note)
 
     def close(self, note: str = "") -> None:

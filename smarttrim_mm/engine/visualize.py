@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
         raise ValueError(f"--num is {args.num}; expected at least 1")
     cfg = read_config(args.config, args.cfg_options)
     model = build_model(cfg, args.checkpoint)
-    loader = build_loader(cfg, args.split)
+    loader = build_loader(cfg, args.split, model)
     numbers = args.indices
     pairs = locate_pairs(loader.dataset, numbers) if numbers else choose_pairs(model, loader, args.num, args.seed)
     bar = Progress("drawing", len(pairs))

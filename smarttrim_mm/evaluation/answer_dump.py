@@ -7,6 +7,8 @@ from mmengine.evaluator import BaseMetric
 
 from smarttrim_mm.registry import METRICS
 
+_BEST = 10  # texts of an image in retrieval
+
 
 @METRICS.register_module()
 class AnswerDump(BaseMetric):
@@ -15,7 +17,8 @@ class AnswerDump(BaseMetric):
     Attributes:
         answers: After the evaluation, on the main process: dicts with ``question_id``, ``image_id``, ``question``,
             ``prediction`` (a class index; ``predicted_answer`` its name, where the data set names its classes), ``score``
-            (its probability, 0-1), and where known ``answer`` and ``multiply_adds``.
+            (its probability, 0-1), and where known ``answer`` and ``multiply_adds``. Of retrieval, one an image: ``image_id``,
+            and ``text_ids`` and ``scores`` of the ten best texts, best first.
     """
 
     default_prefix = "answers"
@@ -29,10 +32,16 @@ class AnswerDump(BaseMetric):
 
         Args:
             data_batch: Unused.
-            data_samples: Dicts with ``pred_scores`` [Q, C], ``question_ids`` [Q], ``questions`` and ``image_id``.
+            data_samples: Dicts with ``image_id``, and ``pred_scores`` [Q, C], ``question_ids`` [Q] and ``questions``, or, of
+                retrieval, ``scores`` [M] and ``caption_ids`` [M].
         """
         classes = (self.dataset_meta or {}).get("classes")
         for sample in data_samples:
+            if "caption_ids" in sample:
+                best = sample["scores"].topk(min(_BEST, len(sample["caption_ids"])))
+                ids = [sample["caption_ids"][i] for i in best.indices.tolist()]
+                self.results.append([{"image_id": sample["image_id"], "text_ids": ids, "scores": best.values.tolist()}])
+                continue
             scores, predictions = sample["pred_scores"].max(-1)
             spent = sample.get("trim", {}).get("multiply_adds")
             records = []

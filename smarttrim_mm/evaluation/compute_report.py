@@ -17,15 +17,17 @@ _RATIOS = ("kept/", "heads/")
 
 @METRICS.register_module()
 class ComputeReport(BaseMetric):
-    """Multiply-adds per image-question pair (in M) and kept ratios (0-1), from the ``trim`` of a model's predictions.
+    """Multiply-adds per sample (in M) and kept ratios (0-1), from the ``trim`` of a model's predictions.
 
-    Metrics: ``multiply_adds`` (mean over pairs of what the decisions leave), its spread ``multiply_adds_p05``,
+    A sample is an image-question pair, a sentence with its two images, or, in retrieval, an image with all texts of the split.
+
+    Metrics: ``multiply_adds`` (mean over samples of what the decisions leave), its spread ``multiply_adds_p05``,
     ``multiply_adds_p95`` and ``multiply_adds_std``; ``dense_multiply_adds``; ``executed_multiply_adds`` (what really
     ran); ``speedup`` (dense mean / decided mean, of the whole model); ``kept/<step>/<stream>`` and
     ``heads/<step>/<attention>``.
 
     Args:
-        out_file: Also write them to this file as JSON, with the number of pairs and the units; None: do not.
+        out_file: Also write them to this file as JSON, with the number of samples and the units; None: do not.
         prefix: Prefix of the metrics' names.
         **kwargs: Further arguments of mmengine's `BaseMetric`.
     """
@@ -55,7 +57,7 @@ class ComputeReport(BaseMetric):
             self.results.append({name: value.detach().double().cpu().numpy() for name, value in sample["trim"].items()})
 
     def compute_metrics(self, results: list[dict[str, np.ndarray]]) -> dict[str, float]:
-        """Averages over pairs (not over items, which have different numbers of them).
+        """Averages over samples (not over items, which have different numbers of them).
 
         Args:
             results: For each item, per name its values [Q].
@@ -78,15 +80,18 @@ class ComputeReport(BaseMetric):
         metrics |= {name: value.mean() for name, value in values.items() if name.startswith(_RATIOS)}
         metrics = {name: float(value) for name, value in metrics.items()}
         if self.out_file is not None:
-            self._write(Path(self.out_file), metrics, pairs=len(decided))
+            self._write(Path(self.out_file), metrics, samples=len(decided))
         return metrics
 
-    def _write(self, path: Path, metrics: dict[str, float], pairs: int) -> None:
+    def _write(self, path: Path, metrics: dict[str, float], samples: int) -> None:
         ratios = {
             prefix[:-1]: {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
             for prefix in _RATIOS
         }
         whole = {name: value for name, value in metrics.items() if not name.startswith(_RATIOS)}
-        units = "multiply-adds in M per image-question pair, unshared; ratios in 0-1"
-        content = {"pairs": pairs, "units": units, **whole, **ratios}
+        units = (
+            "multiply-adds in M per sample (an image-question pair, a sentence with its images, or an image with all texts "
+            "that it is ranked against); samples share nothing but, in retrieval, the texts' encodings; ratios in 0-1"
+        )
+        content = {"samples": samples, "units": units, **whole, **ratios}
         write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())

@@ -16,12 +16,23 @@ class SafeCheckpointHook(CheckpointHook):
 
     A file appears whole or not at all, and an older checkpoint (or the best so far) is removed only after its successor is
     on the disk; mmengine does both the other way round. It also asks ``SafeStateHook`` for the state of every rank.
+
+    Raises:
+        ValueError: Before training, if iterations are saved amid gradients that are being accumulated: a checkpoint does not
+            hold these, so that a resumed training would differ.
     """
 
     backend_args: dict | None
     file_backend: Any
 
     def before_train(self, runner: Runner) -> None:
+        counts = getattr(runner.optim_wrapper, "_accumulative_counts", 1)
+        if not self.by_epoch and self.interval > 0 and self.interval % counts:
+            raise ValueError(
+                f"default_hooks.checkpoint.interval is {self.interval}; expected a multiple of optim_wrapper."
+                f"accumulative_counts={counts}, as a training resumed amid accumulated gradients would lose them. Set the "
+                f"interval to {-(-self.interval // counts) * counts}, for instance"
+            )
         if self.backend_args is None and "://" not in str(self.out_dir or runner.work_dir):
             self.backend_args = {"backend": "atomic_local"}
         super().before_train(runner)

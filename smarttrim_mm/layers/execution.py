@@ -100,14 +100,16 @@ class Execution:
         after = whole.run(steps, streams)
         multiply_adds = torch.stack([entry.dense() for entry in whole.record.steps]).sum(0)
         executed = sum(entry.executed for entry in whole.record.steps)
-        self.record.entries.append(AheadRecord(multiply_adds, executed, rows))
+        self.record.entries.append(AheadRecord(f"{steps[0].stage}.ahead", multiply_adds, executed, rows))
         return after
 
     def linear(
         self,
         multiply_adds: int,
-        name: str | None = None,
+        stream_name: str | None = None,
         stream: TokenStream | None = None,
+        *,
+        name: str,
         instances: int | None = None,
         pairs: int = 1,
         rows: Tensor | None = None,
@@ -116,8 +118,9 @@ class Execution:
 
         Args:
             multiply_adds: Its compute per token of the stream, or each time it runs if no stream is given.
-            name: The stream's name.
+            stream_name: The stream's name.
             stream: The stream it ran on.
+            name: Its own name, ``'<part>.<what>'``: part is the stage it belongs to, or ``'head'``.
             instances: Without a stream, how often it ran; None: once for each group of ``pairs`` image-text pairs.
             pairs: Without a stream, how many pairs share one run of it.
             rows: Which instance of the stream each pair uses, long [B]; None: one each.
@@ -127,4 +130,5 @@ class Execution:
         else:
             ran_on = stream.x.shape[:-1].numel()
         layout = stream.layout if stream else None
-        self.record.entries.append(LinearRecord(name, layout, multiply_adds / pairs, multiply_adds * ran_on, rows))
+        entry = LinearRecord(name, stream_name, layout, multiply_adds / pairs, multiply_adds * ran_on, rows)
+        self.record.entries.append(entry)

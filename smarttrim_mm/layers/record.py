@@ -83,6 +83,7 @@ class LinearRecord:
     """A linear map outside the layers: embeddings, transforms, poolers, heads.
 
     Attributes:
+        name: ``'<part>.<what>'`` (``'image.patches'``); a part that is a stage is counted with that stage's layers.
         stream: The stream whose tokens it ran on; None: once per instance.
         layout: Layout of that stream at that point; None likewise.
         multiply_adds: Per token (or per pair).
@@ -90,6 +91,7 @@ class LinearRecord:
         rows: As in :class:`StepRecord`.
     """
 
+    name: str
     stream: str | None
     layout: Layout | None
     multiply_adds: float
@@ -108,14 +110,35 @@ class AheadRecord:
     """Layers that ran whole for the policy's sake: a text that was read ahead, to guide the image encoder.
 
     Attributes:
+        name: ``'<stage>.ahead'``.
         multiply_adds: Per instance, fp32 [B].
         executed: Multiply-adds that were really executed, for the whole batch.
         rows: As in :class:`StepRecord`.
     """
 
+    name: str
     multiply_adds: Tensor
     executed: int
     rows: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PlannedCost:
+    """What one entry of a record would cost if a share of what may be cut were kept.
+
+    Attributes:
+        entry: The entry.
+        tokens: Per stream, the tokens it would run on, [B].
+        heads: Per attention that may be cut, the heads that would be on.
+        own: Multiply-adds of the entry itself, per sample, fp32 [G].
+        policy: Multiply-adds of deciding on it, likewise.
+    """
+
+    entry: StepRecord | LinearRecord | AheadRecord
+    tokens: Mapping[str, Tensor]
+    heads: Mapping[str, float]
+    own: Tensor
+    policy: Tensor
 
 
 class CountsPolicies(Protocol):
@@ -183,26 +206,52 @@ class TrimRecord:
     def least_multiply_adds(self) -> Tensor:
         """Compute if the policy kept protected tokens only and no head that it decides on, per sample, fp32 [G]."""
         total = self._zeros()
+        for planned in self.plan(self.policy, 0.0):
+            total = total + planned.own + planned.policy
+        return total
+
+    def plan(self, cuts: CountsPolicies, share: float) -> list[PlannedCost]:
+        """What each entry would cost if, wherever tokens or heads may be cut, the same share of them were kept.
+
+        The share is that of the real tokens that are not protected, and of all heads. A stream is cut from the first step on
+        where it may be. What was decided in this pass plays no part.
+
+        Args:
+            cuts: Says what may be cut, and what deciding costs.
+            share: In [0, 1]; 0 leaves protected tokens and no head.
+        """
+        planned = []
         cut: frozenset[str] = frozenset()
 
-        def least(name: str | None, layout: Layout) -> Tensor:
+        def left(name: str | None, layout: Layout) -> Tensor:
             """A stream that was cut as 'image' may have gone on as 'image0'."""
-            return layout.floor() if name is not None and {name, modality(name)} & cut else layout.full()
+            trimmed = name is not None and not cut.isdisjoint((name, modality(name)))
+            least = layout.floor()
+            return least + share * (layout.full() - least) if trimmed else layout.full()
 
         for entry in self.entries:
             if isinstance(entry, LinearRecord):
                 stream = entry.stream
-                cost = entry.cost(lambda layout: least(stream, layout), self.sample_ids)  # noqa: B023
-            elif isinstance(entry, AheadRecord):
-                cost = entry.multiply_adds
-            else:
-                streams, attentions = self.policy.trims(entry.step)
-                scored = {name: least(name, layout) for name, layout in entry.before.items()}
-                cut |= streams
-                counts = {name: least(name, layout) for name, layout in entry.tokens.items()}
-                cost = entry.cost(counts, dict.fromkeys(attentions, 0)) + self.policy.multiply_adds(entry.step, scored)
-            total = total + self._per_sample(cost, entry.rows)
-        return total
+                tokens = {stream: left(stream, entry.layout)} if stream and entry.layout else {}
+                own = entry.cost(lambda layout: left(stream, layout), self.sample_ids)  # noqa: B023
+                planned.append(PlannedCost(entry, tokens, {}, self._per_sample(own, entry.rows), self._zeros()))
+                continue
+            if isinstance(entry, AheadRecord):
+                ahead = self._per_sample(entry.multiply_adds, entry.rows)
+                planned.append(PlannedCost(entry, {}, {}, self._zeros(), ahead))
+                continue
+            streams, attentions = cuts.trims(entry.step)
+            scored = {name: left(name, layout) for name, layout in entry.before.items()}
+            cut |= streams
+            tokens = {name: left(name, layout) for name, layout in entry.tokens.items()}
+            views = [view for layer in entry.step.layers.values() for view in layer.attentions]
+            heads = {view.name: share * view.heads for view in views if view.name in attentions}
+            own = entry.cost(tokens, heads)
+            decision = torch.zeros_like(own) + cuts.multiply_adds(entry.step, scored)
+            planned.append(
+                PlannedCost(entry, tokens, heads, self._per_sample(own, entry.rows), self._per_sample(decision, entry.rows))
+            )
+        return planned
 
     def executed_multiply_adds(self) -> float:
         """Multiply-adds that were really executed for the batch, the policy's own included, mean per sample."""
@@ -213,6 +262,21 @@ class TrimRecord:
                 held = {name: layout.held() for name, layout in entry.before.items()}
                 total += float(torch.as_tensor(self.policy.multiply_adds(entry.step, held)).expand(entry.batch_size).sum())
         return total / self.samples
+
+    def summary(self) -> dict[str, Tensor]:
+        """What each sample took, by name, fp32 [G] each.
+
+        Multiply-adds: ``multiply_adds`` (decided), ``dense_multiply_adds``, ``executed_multiply_adds`` (the batch's mean for
+        all). Ratios in 0-1: ``kept/<step>/<stream>`` and ``heads/<step>/<attention>``.
+        """
+        decided = self.multiply_adds()
+        return {
+            "multiply_adds": decided,
+            "dense_multiply_adds": self.dense_multiply_adds(),
+            "executed_multiply_adds": torch.full_like(decided, self.executed_multiply_adds()),
+            **{f"kept/{key}": ratio for key, ratio in self.kept().items()},
+            **{f"heads/{key}": ratio for key, ratio in self.heads().items()},
+        }
 
     def kept(self) -> dict[str, Tensor]:
         """Per ``'<step>/<stream>'`` (``'image.3/image'``), the kept share of the real tokens, fp32 [G]."""

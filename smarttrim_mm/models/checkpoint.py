@@ -22,7 +22,7 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], prefix:
         prefix: Prefix of the model's keys in it.
 
     Raises:
-        ValueError: With the missing and unexpected keys and the mismatched shapes.
+        ValueError: With the missing and unexpected keys and the mismatched shapes, and with the heads if the tasks differ.
     """
     own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     theirs = {key[len(prefix) :]: tuple(value.shape) for key, value in state_dict.items() if key.startswith(prefix)}
@@ -41,11 +41,27 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], prefix:
     ]
     problems += list_keys("of another shape", mismatched)
     if problems:
-        raise ValueError(
-            "The checkpoint is of another architecture than the config's model; nothing was loaded.\n"
-            + "\n".join(problems)
-            + "\nUse the config that the checkpoint was trained with, or convert the checkpoint first."
+        heads = _other_heads(model, own, theirs)
+        advice = (
+            "Use a config of the checkpoint's task, or a checkpoint of the config's. A training that starts from a public file "
+            "(model.backbone.init_from) gets a new head."
+            if heads
+            else "Use the config that the checkpoint was trained with, or convert the checkpoint first."
         )
+        raise ValueError(
+            f"The checkpoint is of another {'task' if heads else 'architecture'} than the config's model; nothing was loaded.\n"
+            + "\n".join([*heads, *problems, advice])
+        )
+
+
+def _other_heads(model: nn.Module, own: Iterable[str], theirs: Iterable[str]) -> list[str]:
+    """A line for an error, if the parts of two backbones differ in the head only; else no line."""
+    backbone, prefix = (model.backbone, "backbone.") if hasattr(model, "backbone") else (model, "")
+    ours, other = ({key[len(prefix) :].split(".")[0] for key in keys if key.startswith(prefix)} for keys in (own, theirs))
+    head = getattr(backbone, "head_name", None)
+    if ours - other != {head} or not other - ours:
+        return []
+    return [f"  its head is {', '.join(map(repr, sorted(other - ours)))}, the model's {head!r}"]
 
 
 def check_policy_weights(model: nn.Module, names: Iterable[str], checkpoint: str) -> None:

@@ -1,6 +1,7 @@
 """From a loader's batch of images with questions to the model's batch of image-question pairs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from mmengine.model import BaseDataPreprocessor
@@ -82,31 +83,50 @@ class VisionLanguagePreprocessor(BaseDataPreprocessor):
             raise ValueError(f"images of one batch have the shapes {sorted(sizes)}: expected one; add Resize to the pipeline")
         pixels = torch.stack(list(images))
         each = pixels.shape[1] if pixels.dim() == 5 else 1
-        texts = [torch.as_tensor(ids, dtype=torch.long) for sample in samples for ids in sample.input_ids]
-        input_ids = pad_sequence(texts, batch_first=True, padding_value=self.pad_id)
-        text_mask = input_ids != self.pad_id
-        special_mask = torch.isin(input_ids, torch.tensor(self.special_ids))
-        self._check(texts, text_mask, special_mask)
         counts = torch.tensor([len(sample.input_ids) for sample in samples])
         item = torch.arange(len(samples)).repeat_interleave(counts)  # of each text
         image_index = _every(item, each)
         # one text an item: no index, so that nothing is gathered
         shared = (counts > 1).any()
         question_ids = torch.cat([sample.question_ids for sample in samples])
-        inputs = VLMInputs(
+        texts = self.texts([ids for sample in samples for ids in sample.input_ids], question_ids)
+        inputs = replace(
+            texts,
             images=self._normalise(self._move(pixels.flatten(0, -4) if each > 1 else pixels)),
             image_index=self._move(image_index) if shared else None,
             image_ids=self._move(_every(torch.tensor([sample.image_id for sample in samples]), each)),
-            input_ids=self._move(input_ids),
-            text_mask=self._move(text_mask),
-            special_mask=self._move(special_mask),
             sample_ids=self._move(_every(question_ids, each)),
             targets=self._targets(samples),
-            text_index=self._move(torch.arange(len(texts)).repeat_interleave(each)) if each > 1 else None,
+            text_index=self._move(torch.arange(len(question_ids)).repeat_interleave(each)) if each > 1 else None,
             text_ids=self._move(question_ids) if each > 1 else None,
             pairs_per_sample=each * (self._ranked(counts) if self.rank_texts and training else 1),
         )
         return {"inputs": inputs, "data_samples": samples}
+
+    def texts(self, input_ids: Sequence[Sequence[int]], text_ids: Tensor) -> VLMInputs:
+        """A batch of texts without images, on the model's device.
+
+        Args:
+            input_ids: Token ids of each of Q texts.
+            text_ids: Their stable identities, long [Q].
+
+        Raises:
+            ValueError: If the token ids do not fit ``pad_id`` and ``special_ids``.
+        """
+        each = [torch.as_tensor(ids, dtype=torch.long) for ids in input_ids]
+        padded = pad_sequence(each, batch_first=True, padding_value=self.pad_id)
+        text_mask = padded != self.pad_id
+        special_mask = torch.isin(padded, torch.tensor(self.special_ids))
+        self._check(each, text_mask, special_mask)
+        return VLMInputs(
+            images=self.mean.new_empty(0, 3, 1, 1),
+            image_index=None,
+            image_ids=self._move(text_ids[:0]),
+            input_ids=self._move(padded),
+            text_mask=self._move(text_mask),
+            special_mask=self._move(special_mask),
+            sample_ids=self._move(text_ids),
+        )
 
     def _targets(self, samples: Sequence[DataSample]) -> Tensor | None:
         for name in ("soft_targets", "targets"):

@@ -93,6 +93,11 @@ class TrimmedVLM(BaseModel):
             raise ValueError("inputs.targets is None; mode 'loss' needs an answer for every question")
         teacher = self._teach(inputs)
         logits, record = self._run(inputs, self.policy, "masked")
+        if logits.shape[1] < 2:
+            raise ValueError(
+                f"the model gives scores {list(logits.shape)}, one a sample, which no loss can compare: a ranking head needs "
+                "several texts an image. Set data_preprocessor.rank_texts=True"
+            )
         losses = {"loss_task": self.task_loss(logits, inputs.targets)}
         if self.distillation is not None and teacher is not None:
             losses["loss_distill"] = self.distillation(logits, teacher)
@@ -103,15 +108,18 @@ class TrimmedVLM(BaseModel):
         return losses | _scalars(logits, inputs.targets, record)
 
     def predict(self, inputs: VLMInputs, data_samples: list[DataSample]) -> list[DataSample]:
-        """Scores every question; fills in ``pred_scores`` and ``trim`` of each data sample."""
+        """Scores every question; fills in ``pred_scores`` and ``trim`` of each data sample.
+
+        Raises:
+            ValueError: If the backbone's head scores pairs for retrieval.
+        """
         logits, record = self.trace(inputs)
-        trim = {
-            "multiply_adds": record.multiply_adds(),
-            "dense_multiply_adds": record.dense_multiply_adds(),
-            "executed_multiply_adds": torch.full((len(logits),), record.executed_multiply_adds()),
-            **{f"kept/{key}": ratio for key, ratio in record.kept().items()},
-            **{f"heads/{key}": ratio for key, ratio in record.heads().items()},
-        }
+        if logits.shape[1] < 2:
+            raise ValueError(
+                f"the model gives scores {list(logits.shape)}, from which nothing can be chosen: a ranking head compares all "
+                "images with all texts. Set val_cfg=dict(type='AllPairsValLoop') and test_cfg=dict(type='AllPairsTestLoop')"
+            )
+        trim = record.summary()
         begin = 0
         for sample in data_samples:
             rows = slice(begin, begin + len(sample.questions))
@@ -133,6 +141,11 @@ class TrimmedVLM(BaseModel):
     def host_forward(self, inputs: VLMInputs) -> Tensor:
         """The host model's own dense forward, logits [G, C]."""
         return self.backbone.host_forward(inputs if self.backbone.share_images else inputs.unshared())
+
+    @property
+    def ranks_texts(self) -> bool:
+        """Whether the backbone's head scores image-text pairs for retrieval."""
+        return getattr(self.backbone, "ranks_texts", False)
 
     def set_curriculum(self, progress: float) -> None:
         """Moves policy and budget between keeping everything (0) and their final strength (1)."""
@@ -172,12 +185,20 @@ class TrimmedVLM(BaseModel):
         check_state_dict(self, state_dict, prefix)
 
 
+def is_right(logits: Tensor, targets: Tensor) -> Tensor:
+    """Whether the highest of the logits [G, C] is the target's, or a best one of soft targets; bool [G]."""
+    predicted = logits.argmax(-1)
+    if targets.dim() == 1:
+        return predicted == targets
+    best = targets.amax(-1)
+    return (targets.gather(-1, predicted.unsqueeze(-1)).squeeze(-1) == best) & (best > 0)
+
+
 def _scalars(logits: Tensor, targets: Tensor, record: TrimRecord) -> dict[str, Tensor]:
     with torch.no_grad():
-        truth = targets if targets.dim() == 1 else targets.argmax(-1)
         decided, dense = record.multiply_adds().mean(), record.dense_multiply_adds().mean()
         return {
-            "accuracy": (logits.argmax(-1) == truth).float().mean(),
+            "accuracy": is_right(logits, targets).float().mean(),
             "speedup": dense / decided,
             "multiply_adds": decided / 1e6,
             **{f"kept/{key}": ratio.mean() for key, ratio in record.kept().items()},

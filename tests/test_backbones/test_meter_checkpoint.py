@@ -30,6 +30,10 @@ def small_meter(task: str = "vqa", image_size: int = 32, **others) -> METER:
     return METER(**config).eval()
 
 
+TWO = {"num_classes": 2, "head_name": "nlvr2_classifier", "images_per_text": 2}
+RANKING = {"num_classes": None, "head_name": "rank_output"}
+
+
 def weights_of(model):
     return copy.deepcopy(model.state_dict())
 
@@ -42,14 +46,17 @@ def assert_equal_weights(a, b):
 # ---- what the model computes, composed here from the public weights, without our modules
 
 
-def compose(public, images, ids, mask):
-    """Logits of a fine-tuned VQA checkpoint: CLIP and RoBERTa are the library's, the fusion is written out."""
+def compose(public, images, ids, mask, kind=1):
+    """Pooled features of pairs, [B, 2 D]: CLIP and RoBERTa are the library's, the fusion is written out.
+
+    ``kind`` is the token type of the images.
+    """
     with torch.no_grad():
         x = roberta(public)(ids, mask.long()).last_hidden_state
         y = clip_features(public, images)
         kinds = public[TOKEN_TYPES]
         x = affine(public, "cross_modal_text_transform", x) + kinds[0]
-        y = affine(public, "cross_modal_image_transform", y) + kinds[1]
+        y = affine(public, "cross_modal_image_transform", y) + kinds[kind]
         words, patches = torch.where(mask, 0.0, -1e9)[:, None, None, :], torch.zeros(len(images), 1, 1, y.shape[1])
         for i in range(2):
             x, y = (
@@ -60,8 +67,11 @@ def compose(public, images, ids, mask):
             torch.tanh(affine(public, "cross_modal_text_pooler.dense", x[:, 0])),
             torch.tanh(affine(public, "cross_modal_image_pooler.dense", y[:, 0])),
         ]
-        hidden = affine(public, "vqa_classifier.0", torch.cat(pooled, -1))
-        return affine(public, "vqa_classifier.3", gelu(normalise(public, "vqa_classifier.1", hidden, 1e-5)))
+        return torch.cat(pooled, -1)
+
+
+def classify(public, head, features):
+    return affine(public, f"{head}.3", gelu(normalise(public, f"{head}.1", affine(public, f"{head}.0", features), 1e-5)))
 
 
 def roberta(public):
@@ -110,21 +120,51 @@ def attend(public, name, x, y, mask, heads=4):
     return normalise(public, f"{name}.output.LayerNorm", x + out)
 
 
+def assert_model_gives(model, inputs, expected):
+    with torch.no_grad():
+        for logits in (model.host_forward(inputs), model(inputs)):
+            assert (logits - expected).abs().max() < 1e-5
+    assert expected.std() > 0.1
+
+
 @pytest.fixture
 def vqa_file(tmp_path):
     return str(write_lightning(tmp_path / "vqa.ckpt", meter_weights("vqa")))
 
 
-def test_a_public_checkpoint_answers_as_the_composition_does(make_model, make_inputs, vqa_file):
-    model = make_model(backbone={"init_from": {"meter": vqa_file}})
+@pytest.mark.parametrize("task", ["vqa", "snli"])
+def test_a_public_checkpoint_answers_as_the_composition_does(make_model, make_inputs, tmp_path, task):
+    public, head = meter_weights(task), f"{task}_classifier"
+    path = write_lightning(tmp_path / "public.ckpt", public)
+    model = make_model(backbone={"num_classes": CLASSES[task], "head_name": head, "init_from": {"meter": str(path)}})
     model.init_weights()
     inputs = make_inputs(model)
-    public = load_checkpoint_file(vqa_file)["state_dict"]
-    expected = compose(public, inputs.images[inputs.image_index], inputs.input_ids, inputs.text_mask)
-    with torch.no_grad():
-        for logits in (model.host_forward(inputs), model(inputs)):
-            assert (logits - expected).abs().max() < 1e-5
-    assert expected.std() > 0.1
+    features = compose(public, inputs.images[inputs.image_index], inputs.input_ids, inputs.text_mask)
+    assert_model_gives(model, inputs, classify(public, head, features))
+
+
+def test_a_public_nlvr2_checkpoint_answers_about_two_images(make_model, make_inputs, tmp_path):
+    public = meter_weights("nlvr2", token_types=3)
+    path = write_lightning(tmp_path / "public.ckpt", public)
+    model = make_model(backbone={**TWO, "init_from": {"meter": str(path)}})
+    model.init_weights()
+    inputs = make_inputs(model)
+    texts = (inputs.input_ids, inputs.text_mask)
+    first, second = inputs.images[inputs.image_index].unflatten(0, (-1, 2)).unbind(1)
+    features = torch.cat([compose(public, first, *texts, kind=1), compose(public, second, *texts, kind=2)], -1)
+    assert_model_gives(model, inputs, classify(public, "nlvr2_classifier", features))
+
+
+@pytest.mark.parametrize("task", ["flickr", "pretrain"])
+def test_a_ranking_model_scores_by_the_files_head_or_its_match(make_model, make_inputs, tmp_path, task):
+    public = meter_weights(task)
+    path = write_lightning(tmp_path / "public.ckpt", public)
+    model = make_model(backbone={**RANKING, "init_from": {"meter": str(path)}})
+    model.init_weights()
+    inputs = make_inputs(model)
+    features = compose(public, inputs.images[inputs.image_index], inputs.input_ids, inputs.text_mask)
+    expected = affine(public, "rank_output", features) if task == "flickr" else affine(public, "itm_score.fc", features)[:, 1:]
+    assert_model_gives(model, inputs, expected)
 
 
 @pytest.mark.parametrize("safe", [True, False])
@@ -314,6 +354,50 @@ def test_half_a_head_is_no_new_head():
     del public["vqa_classifier.0.weight"]
     with pytest.raises(ValueError, match=r"1 missing: vqa_classifier\.0\.weight"):
         convert_meter(public, small_meter().state_dict(), head_name="vqa_classifier", new_head=True)
+
+
+@pytest.mark.parametrize("new_head", [False, True])
+def test_a_ranking_head_is_the_files_own(new_head):
+    public, own = meter_weights("flickr"), small_meter(**RANKING).state_dict()
+    found = convert_meter(public, own, head_name="rank_output", new_head=new_head)
+    assert found.weights.keys() == own.keys() and not found.changed and not found.initialised
+    assert found.weights.keys() | set(found.left_out) == public.keys() and not found.weights.keys() & set(found.left_out)
+    assert torch.equal(found.weights["rank_output.weight"], public["rank_output.weight"])
+    assert found.left_out["itm_score.fc.weight"] == found.left_out["itm_score.fc.bias"] == "head of another task"
+
+
+@pytest.mark.parametrize("new_head", [False, True])
+def test_a_ranking_head_starts_from_the_row_of_a_match(new_head):
+    public, own = meter_weights("pretrain"), small_meter(**RANKING).state_dict()
+    found = convert_meter(public, own, head_name="rank_output", new_head=new_head)
+    assert found.weights.keys() == own.keys() and not found.initialised
+    assert found.weights["rank_output.weight"].tolist() == [public["itm_score.fc.weight"].tolist()[1]]
+    assert found.weights["rank_output.bias"].tolist() == [public["itm_score.fc.bias"].tolist()[1]]
+    assert found.changed == dict.fromkeys(["rank_output.weight", "rank_output.bias"], "row 1 of itm_score.fc")
+    used = {*(name for name in found.weights if name not in found.changed), "itm_score.fc.weight", "itm_score.fc.bias"}
+    assert used | set(found.left_out) == public.keys() and not used & set(found.left_out)
+    assert "changed       1  rank_output.weight: row 1 of itm_score.fc" in found.table()
+
+
+def test_a_ranking_head_is_new_where_the_file_has_neither():
+    public, own = meter_weights("vqa"), small_meter(**RANKING).state_dict()
+    found = convert_meter(public, own, head_name="rank_output", new_head=True)
+    assert found.initialised == ["rank_output.weight", "rank_output.bias"]
+    with pytest.raises(ValueError, match="no head 'rank_output'; heads of the file: vqa_classifier\n"):
+        convert_meter(public, own, head_name="rank_output")
+
+
+def test_a_fine_tuned_ranking_head_is_not_passed_over_for_the_match():
+    own = small_meter(num_classes=None, head_name="score").state_dict()
+    with pytest.raises(ValueError, match="no head 'score'; heads of the file: itm_score, rank_output\n"):
+        convert_meter(meter_weights("flickr"), own, head_name="score")
+
+
+def test_half_a_match_is_no_ranking_head():
+    public, own = meter_weights("pretrain"), small_meter(**RANKING).state_dict()
+    del public["itm_score.fc.bias"]
+    with pytest.raises(ValueError, match=r"1 missing: rank_output\.bias"):
+        convert_meter(public, own, head_name="rank_output", new_head=True)
 
 
 # ---- what is refused

@@ -4,10 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
 from smarttrim_mm.datasets.easy_vqa import EasyVQA
+from smarttrim_mm.datasets.multi_image import PackVLInputs
+from smarttrim_mm.datasets.transforms import LoadImage
+from smarttrim_mm.datasets.vision_language import VisionLanguageDataset
+from smarttrim_mm.datasets.vqav2 import VQAv2
+from smarttrim_mm.evaluation.vqa_accuracy import VQAAccuracy
 from smarttrim_mm.registry import DATASETS, METRICS, MODELS
 
 CONFIG = Path(__file__).parents[2] / "configs/_base_/datasets/easy_vqa.py"
@@ -38,6 +44,29 @@ def test_official_content(official):
     first = official["test"].get_data_info(0)
     assert (first["questions"][0], first["answers"][0], first["image_id"]) == ("what is the red shape?", "triangle", 0)
     assert first["question_ids"][:2] == [1_000_000, 1_000_001] and first["targets"][0] == classes.index("triangle")
+
+
+def test_it_is_vqav2s_small_twin(official, make_root):
+    first = official["test"].get_data_info(0)
+    assert first["gt_answers"][0] == ["triangle"] * 10 and first["answer_types"][0] == "other"
+    kinds = {
+        answers[0]: kind
+        for item in records(official["val"])
+        for answers, kind in zip(item["gt_answers"], item["answer_types"], strict=True)
+    }
+    assert len(kinds) == 13 and {answer for answer, kind in kinds.items() if kind == "yes/no"} == {"yes", "no"}
+    assert set(kinds.values()) == {"yes/no", "other"}
+    easy, full = (Config.fromfile(CONFIG.with_name(name)) for name in ("easy_vqa.py", "vqav2.py"))
+    assert easy.val_evaluator == full.val_evaluator == easy.test_evaluator
+    assert issubclass(EasyVQA, VisionLanguageDataset) and issubclass(VQAv2, VisionLanguageDataset)
+
+    dataset = EasyVQA(split="test", data_root=make_root(), pipeline=[LoadImage(), PackVLInputs()])
+    metric = VQAAccuracy()
+    metric.dataset_meta = {"classes": ("red", "blue", "yes", "no")}
+    for i in range(3):  # six right answers: red, yes, no; blue; no, no
+        item = dataset[i]["data_samples"].to_dict()
+        metric.process(None, [item | {"pred_scores": torch.eye(4)[[3] * len(item["questions"])]}])
+    assert metric.evaluate(3) == {"vqa/accuracy": 3 / 6, "vqa/accuracy_yes_no": 3 / 4, "vqa/accuracy_other": 0.0}
 
 
 def test_splits_share_no_image_and_no_question_id(official):

@@ -43,6 +43,7 @@ def test_config_gives_items(name, folder):
         settings = cfg[f"{split}_dataloader"].dataset
         if name == "vqav2":
             settings.num_classes = len(VQA_CLASSES)
+        settings.pop("num_images", None)
         dataset = DATASETS.build(settings)
         item = dataset[0]
         assert item["inputs"].shape[-3:] == (3, size, size) and item["inputs"].dtype == torch.uint8

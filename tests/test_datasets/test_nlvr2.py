@@ -71,6 +71,10 @@ def test_training_rows_need_their_folder(root):
     ("text", "message"),
     [
         ('[{"a": 1}\n]', r"dev.json, line 1 is no JSON .*expected an object; fetch the file again"),
+        (
+            '{"Flickr30K_ID": "1", "sentence2": "A"}\n',
+            r"line 1 has identifier=None in .*is this the official file of this data set",
+        ),
         ("[]", r"dev.json, line 1 has identifier=None in '\[\]'"),
         ("\n", "dev.json is empty: expected an object a line"),
     ],

@@ -36,6 +36,8 @@ def test_sentences_may_hold_other_separators(root):
     ("changes", "message"),
     [
         ({"sentence2": ""}, r"snli_ve_test.jsonl, line 2: sentence2 is empty \(''\)"),
+        ({"sentence2": None}, r"line 2 has sentence2=None in .*expected 'sentence2' of type str"),
+        ({"gold_label": None}, r"line 2 has gold_label=None"),
         ({"gold_label": "-"}, r"line 2 has gold_label='-': expected one of \('contradiction', 'neutral', 'entailment'\)"),
         ({"Flickr30K_ID": None}, r"line 2 has Flickr30K_ID=None in .*expected 'Flickr30K_ID' of type str or int"),
         ({"Flickr30K_ID": "200.jpg"}, r"line 2 has Flickr30K_ID='200.jpg': expected a number such as '4705552913'"),

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from smarttrim_mm.engine import benchmark, calibration, visualize
 from smarttrim_mm.engine.building import build_loader, build_model, model_batches, read_config
 
 
@@ -40,3 +41,19 @@ def test_missing_data_and_models_are_named(small_config):
     cfg.pop("data_preprocessor")
     with pytest.raises(TypeError, match=r"model\.type is 'METER'"):
         build_model(cfg)
+
+
+def test_data_with_other_answers_than_the_models_are_refused(small_config):
+    cfg = read_config(small_config("dense"), {"model.backbone.num_classes": 5})
+    model = build_model(cfg)
+    with pytest.raises(ValueError, match=r"val_dataloader\.dataset is easy-VQA with 13 answers, and the model's head has 5"):
+        build_loader(cfg, "val", model)
+
+
+@pytest.mark.parametrize("tool", [benchmark, calibration, visualize])
+def test_every_tool_refuses_them(tool, small_config, small_checkpoint, tmp_path):
+    config = tmp_path / "five.py"
+    config.write_text(f"_base_ = {small_config('random')!r}\nmodel = dict(backbone=dict(num_classes=5))\n")
+    options = [] if tool is benchmark else ["--out", str(tmp_path / "new")]
+    with pytest.raises(ValueError, match="the model's head has 5"):
+        tool.main([str(config), small_checkpoint(str(config)), *options])

@@ -239,7 +239,7 @@ def test_a_folder_without_the_configs_is_named(fake, capsys):
 def test_the_best_checkpoint_is_taken_where_the_config_saves_one(tmp_path):
     (tmp_path / "last_checkpoint").write_text("/moved/iter_9.pth")
     assert quickstart.chosen_checkpoint(tmp_path) == tmp_path / "iter_9.pth"
-    (tmp_path / "best_answer_accuracy_iter_5.pth").touch()
-    assert quickstart.chosen_checkpoint(tmp_path) == tmp_path / "best_answer_accuracy_iter_5.pth"
+    (tmp_path / "best_vqa_accuracy_iter_5.pth").touch()
+    assert quickstart.chosen_checkpoint(tmp_path) == tmp_path / "best_vqa_accuracy_iter_5.pth"
     with pytest.raises(quickstart.StageError, match="holds no checkpoint"):
         quickstart.chosen_checkpoint(tmp_path / "none")

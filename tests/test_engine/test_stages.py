@@ -165,7 +165,7 @@ def test_bars_follow_training_and_validation(monkeypatch):
             "INFO - Iter(train) [100/200]  lr: 1e-3  eta: 0:05:00  loss: 1.10  loss_task: 1.00  accuracy: 0.50  speedup: 1.10",
             "INFO - Saving checkpoint",
             "INFO - Iter(val) [10/13]    eta: 0:00:00  time: 0.1",
-            "INFO - Iter(val) [13/13]    answer/accuracy: 0.61  answer/accuracy_yes_no: 0.7  compute/speedup: 1.20",
+            "INFO - Iter(val) [13/13]    vqa/accuracy: 0.61  vqa/accuracy_yes_no: 0.7  compute/speedup: 1.20",
             "INFO - Iter(train) [150/200]  loss: 1.00",
             "INFO - Epoch(train) [2][ 200/200]  loss: 0.90",
         ]

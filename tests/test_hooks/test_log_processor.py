@@ -42,9 +42,9 @@ def test_a_line_keeps_everything_else():
 def test_validations_are_not_averaged_with_each_other() -> None:
     hub = MessageHub.get_instance("log_processor_validations")
     for accuracy in (0.5, 0.9):
-        hub.update_scalar("val/answer/accuracy", accuracy)
+        hub.update_scalar("val/vqa/accuracy", accuracy)
         hub.update_scalar("train/accuracy", accuracy)
     runner = SimpleNamespace(message_hub=hub)
     processor = TrimLogProcessor()
-    assert processor._collect_scalars([], runner, "val") == {"answer/accuracy": 0.9}
+    assert processor._collect_scalars([], runner, "val") == {"vqa/accuracy": 0.9}
     assert processor._collect_scalars([], runner, "train") == {"accuracy": pytest.approx(0.7)}

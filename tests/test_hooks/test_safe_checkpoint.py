@@ -17,6 +17,15 @@ def test_keeps_as_many_as_asked(toy_run):
     assert (Path(runner.work_dir) / "last_checkpoint").read_text().endswith("iter_8.pth")
 
 
+def test_no_checkpoint_amid_accumulated_gradients(toy_config, toy_run):
+    settings = {"optim_wrapper.accumulative_counts": 3, "default_hooks.checkpoint.interval": 4}
+    runner = Runner.from_cfg(toy_config("amid", **settings))
+    with pytest.raises(ValueError, match=r"interval is 4; expected a multiple of .*counts=3, .* Set the interval to 6, for"):
+        runner.train()
+    assert not saved(runner) and runner.iter == 0
+    assert saved(toy_run("fits", **settings | {"default_hooks.checkpoint.interval": 6})) == ["iter_6.pth", "iter_8.pth"]
+
+
 def test_keeps_one_best(toy_run):
     settings = {"default_hooks.checkpoint.save_best": "toy/acc", "default_hooks.checkpoint.max_keep_ckpts": 1}
     runner = toy_run(**settings)

@@ -34,9 +34,9 @@ def test_a_pass_by_hand(encoder_layer, fixed, stream):
     heads = {"words.self": torch.tensor([[True, True, False, False], [True] * 4])}
     execution = Execution(fixed({"words": keep}, heads), sample_ids=IDS, kind="packed")
     words = execution.start(stream)
-    execution.linear(100, "words", words)
+    execution.linear(100, "words", words, name="text.map")
     words = execution.run([step], {"words": words})["words"]
-    execution.linear(7)
+    execution.linear(7, name="head.answer")
     record = execution.record
     layer = lambda n, share: share * (4 * n * 256 + 2 * n * n * 16) + n * 2 * 16 * 24  # noqa: E731
     assert record.dense_multiply_adds().tolist() == [600 + layer(6, 1) + 7, 400 + layer(4, 1) + 7]
@@ -65,7 +65,7 @@ def test_masked_executes_everything(encoder_layer, fixed, stream):
     _, step = encoder_layer(True)
     execution = Execution(fixed({"words": torch.zeros(2, 6)}), sample_ids=IDS, kind="masked")
     words = execution.run([step], {"words": stream})["words"]
-    execution.linear(100, "words", words)
+    execution.linear(100, "words", words, name="text.map")
     assert execution.record.multiply_adds().tolist() == [4 * 256 + 2 * 16 + 2 * 16 * 24 + 100] * 2
     assert execution.record.executed_multiply_adds() == 6 * (4 * 256 + 2 * 16 * 24) + 2 * 36 * 16 + 600
 
@@ -74,7 +74,7 @@ def test_shared_images_count_for_every_pair_and_run_once(encoder_layer, fixed, s
     _, step = encoder_layer(True)
     rows = torch.tensor([1, 0, 1])
     execution = Execution(fixed({"words": torch.zeros(2, 6)}), sample_ids=torch.arange(3), kind="packed")
-    execution.linear(1000, instances=2)
+    execution.linear(1000, name="text.patches", instances=2)
     execution.run([step], {"words": execution.start(stream)}, rows=rows)
     record = execution.record
     one = 4 * 256 + 2 * 16 + 2 * 16 * 24
@@ -99,7 +99,7 @@ def test_the_policy_is_counted(encoder_layer, stream):
     words = execution.start(stream)
     for _ in range(2):
         words = execution.run([step], {"words": words})["words"]
-    execution.linear(100, "words", words)
+    execution.linear(100, "words", words, name="text.map")
     record = execution.record
     assert (record.multiply_adds() - record.dense_multiply_adds()).tolist() == [2 * 60, 2 * 40]
     # the first decision still sees every token; then one token, no head, and its MLP are left
@@ -108,6 +108,29 @@ def test_the_policy_is_counted(encoder_layer, stream):
     masked = Execution(Counts(steps=[]), sample_ids=IDS, kind="masked")
     masked.run([step], {"words": stream})
     assert masked.record.executed_multiply_adds() == masked.record.steps[0].executed / 2 + 60
+
+
+def test_a_plan_by_hand(encoder_layer, stream):
+    """What was decided plays no part; the first decision scores every token, later ones what the plan leaves."""
+    _, step = encoder_layer(True)
+    execution = Execution(Counts(steps=[]), sample_ids=IDS, kind="packed")
+    words = execution.start(stream)
+    execution.linear(7, "words", words, name="text.before")
+    for _ in range(2):
+        words = execution.run([step], {"words": words})["words"]
+    execution.linear(100, "words", words, name="text.after")
+    before, first, second, after = execution.record.plan(Counts(steps=[]), 0.5)
+    kept = torch.tensor([1 + 5 / 2, 1 + 3 / 2])  # one token is protected
+    layer = 0.5 * (4 * kept * 256 + 2 * kept**2 * 16) + kept * 2 * 16 * 24
+    assert torch.equal(before.own, 7 * torch.tensor([6.0, 4.0]))
+    assert torch.equal(first.own, layer)
+    assert torch.equal(second.own, layer)
+    assert torch.equal(after.own, 100 * kept)
+    assert torch.equal(first.policy, 10 * torch.tensor([6.0, 4.0]))
+    assert torch.equal(second.policy, 10 * kept)
+    assert not before.policy.any()
+    assert torch.equal(second.tokens["words"], kept)
+    assert second.heads == {"words.self": 2.0}
 
 
 def test_decided_compute_is_differentiable(encoder_layer, fixed, stream):

@@ -16,16 +16,43 @@ def assert_untouched(model, before):
 
 
 def test_another_architecture_is_listed_and_not_loaded(make_model):
-    model, other = make_model(), make_model(backbone={"num_classes": 9, "head_name": "snli_classifier"})
-    before, theirs = weights_of(model), weights_of(other)
+    model = make_model()
+    before, theirs = weights_of(model), weights_of(make_model())
     theirs["backbone.token_type_embeddings.weight"] = torch.zeros(3, 64)
+    theirs["backbone.pooler.weight"] = theirs.pop("backbone.vqa_classifier.3.weight")
     with pytest.raises(ValueError, match="of another architecture than the config's model; nothing was loaded") as error:
         model.load_state_dict(theirs, strict=False)
     message = str(error.value)
-    assert "6 missing: backbone.vqa_classifier.0.bias" in message
-    assert "6 unexpected: backbone.snli_classifier.0.bias" in message
+    assert "1 missing: backbone.vqa_classifier.3.weight" in message
+    assert "1 unexpected: backbone.pooler.weight" in message
     assert "1 of another shape: backbone.token_type_embeddings.weight (3, 64), the model's (2, 64)" in message
+    assert message.endswith("Use the config that the checkpoint was trained with, or convert the checkpoint first.")
     assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_another_task_is_told_by_the_heads(make_model, alone):
+    """Of the whole model, and of a backbone alone, as for a frozen teacher."""
+    model, other = make_model(), make_model(backbone={"num_classes": 9, "head_name": "snli_classifier"})
+    before, theirs = weights_of(model), weights_of(other)
+    theirs["backbone.token_type_embeddings.weight"] = torch.zeros(3, 64)
+    with pytest.raises(ValueError, match="of another task than the config's model; nothing was loaded") as error:
+        if alone:
+            check_state_dict(model.backbone, theirs, "backbone.")
+        else:
+            model.load_state_dict(theirs, strict=False)
+    message = str(error.value).replace("backbone.vqa", "vqa").replace("backbone.snli", "snli").replace("backbone.tok", "tok")
+    assert "\n  its head is 'snli_classifier', the model's 'vqa_classifier'\n" in message
+    assert "6 missing: vqa_classifier.0.bias" in message and "6 unexpected: snli_classifier.0.bias" in message
+    assert "1 of another shape: token_type_embeddings.weight (3, 64), the model's (2, 64)" in message
+    assert "Use a config of the checkpoint's task, or a checkpoint of the config's." in message
+    assert_untouched(model, before)
+
+
+def test_another_host_is_not_taken_for_another_task(make_model):
+    theirs = {name.replace("backbone.", "backbone.host."): value for name, value in weights_of(make_model()).items()}
+    with pytest.raises(ValueError, match="of another architecture"):
+        make_model().load_state_dict(theirs, strict=False)
 
 
 def test_long_lists_are_cut(make_model):

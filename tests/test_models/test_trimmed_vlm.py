@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
+from smarttrim_mm.models.trimmed_vlm import is_right
 from smarttrim_mm.registry import MODELS
 
 SMARTTRIM = {"type": "SmartTrim", "stable_init": False}
@@ -218,3 +219,10 @@ def test_training_in_mixed_precision(make_model, make_inputs):
     assert all(losses[key].dtype == torch.float32 for key in losses if "loss" in key)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     assert all(p.grad is not None for p in model.policy.parameters())
+
+
+def test_soft_targets_have_several_right_answers():
+    logits = torch.eye(4)
+    targets = torch.tensor([[1.0, 0, 1, 0], [0.3, 0.3, 0, 0], [0, 0, 0.9, 1], [0, 0, 0, 0]])
+    assert is_right(logits, targets).tolist() == [True, True, False, False]
+    assert is_right(logits, torch.tensor([0, 1, 1, 3])).tolist() == [True, True, False, True]

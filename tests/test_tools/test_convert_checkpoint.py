@@ -118,36 +118,65 @@ def test_another_backbone(convert, tmp_path, monkeypatch):
         convert(meter_weights("vqa"))
 
 
-@pytest.mark.parametrize(("task", "found"), [("pretrain", "none"), ("flickr", "none")])
-def test_without_a_config_one_head_is_needed(tmp_path, task, found):
-    path = write_lightning(tmp_path / "public.ckpt", meter_weights(task))
-    with pytest.raises(
-        ValueError, match=f"classification heads of the file: {found}; expected one. A pre-trained file needs no"
-    ):
+def test_without_a_config_a_head_of_a_task_is_needed(tmp_path):
+    path = write_lightning(tmp_path / "public.ckpt", meter_weights("pretrain"))
+    with pytest.raises(ValueError, match=r"heads of a task in the file: none; expected one\. A pre-trained file needs no"):
         conversion.main([str(path), str(tmp_path / "ours.pth")])
+    assert not (tmp_path / "ours.pth").exists()
+    both = meter_weights("vqa") | meter_weights("snli")
+    with pytest.raises(ValueError, match="heads of a task in the file: vqa_classifier, snli_classifier; expected one"):
+        conversion.backbone_config(both)
 
 
-def test_without_a_config_the_sizes_are_the_papers(tmp_path):
+HEADS = {
+    "vqa": {"num_classes": 3129, "images_per_text": 1, "head_name": "vqa_classifier"},
+    "nlvr2": {"num_classes": 2, "images_per_text": 2, "head_name": "nlvr2_classifier"},
+    "snli": {"num_classes": 3, "images_per_text": 1, "head_name": "snli_classifier"},
+    "flickr": {"num_classes": None, "head_name": "rank_output"},
+}
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_without_a_config_the_head_is_the_files(task):
+    public = meter_weights(task, grid=24, answers=3129, token_types=3 if task == "nlvr2" else 2)
+    assert conversion.backbone_config(public) == {"type": "METER", "vision": {"image_size": 384}, **HEADS[task]}
+    if task != "flickr":
+        del public[f"{HEADS[task]['head_name']}.0.weight"]
+        assert conversion.backbone_config(public)["images_per_text"] == 1
+
+
+@pytest.mark.parametrize(("task", "side"), [("vqa", 576), ("nlvr2", 288), ("snli", 384), ("flickr", 384)])
+def test_without_a_config_the_sizes_are_the_papers(tmp_path, task, side):
     """A full-size checkpoint whose tensors share one number each, so that it takes no space."""
     with torch.device("meta"):
-        shapes = METER(num_classes=3129, vision={"image_size": 576}).state_dict()
-    unused = [name for name in meter_shapes("vqa") if name.startswith(("vit_model.ln_final", "text_transformer.pooler"))]
+        shapes = METER(vision={"image_size": side}, **HEADS[task]).state_dict()
+    unused = [
+        name
+        for name in meter_shapes(task)
+        if name.startswith(("vit_model.ln_final", "text_transformer.pooler", "itm_score", "mlm_score"))
+    ]
     weights = {name: torch.zeros(()).expand(value.shape) for name, value in shapes.items()} | dict.fromkeys(
         unused, torch.zeros(1)
     )
     path = write_lightning(tmp_path / "public.ckpt", weights)
-    for options, side in (([], 576 // 16), (["--image-size", "384"], 384 // 16)):
+    for options, grid in (([], side // 16), (["--image-size", "192"], 192 // 16)):
         found = conversion.main([str(path), str(tmp_path / "ours.pth"), "--force", *options])
         assert found.weights.keys() == shapes.keys()
         assert found.left_out.keys() == set(unused)
         content = load_checkpoint_file(tmp_path / "ours.pth", mmap=True)["state_dict"]
-        assert content[f"backbone.{POSITIONS}"].shape == (side**2 + 1, 768)
-        assert content["backbone.vqa_classifier.3.weight"].shape == (3129, 1536)
+        assert content.pop(f"backbone.{POSITIONS}").shape == (grid**2 + 1, 768)
+        assert all(value.shape == shapes[name.removeprefix("backbone.")].shape for name, value in content.items())
 
 
 def test_the_help_says_what_it_takes(capsys):
     with pytest.raises(SystemExit):
         conversion.main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
-    for words in ("the paper's sizes, with the head", "side of the images in pixels", "overwrite DST", "Pre-trained files"):
+    for words in (
+        "the paper's sizes, with the head",
+        "the images of an answer",
+        "side of the images in pixels",
+        "overwrite DST",
+        "Pre-trained files",
+    ):
         assert words in said

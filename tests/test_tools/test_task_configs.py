@@ -2,31 +2,41 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import official_files
 import pytest
 import torch
+from public_checkpoints import meter_weights, write_lightning
 from transformers.models.roberta.tokenization_roberta import bytes_to_unicode
 
 from smarttrim_mm import cli
+from smarttrim_mm.backbones.meter import METER
+from smarttrim_mm.engine import conversion
 from smarttrim_mm.engine.building import build_loader, build_model, model_batches, read_config
 from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "meter"
+_karpathy = partial(partial, official_files.write_karpathy, images=20)
 TASKS = {
     "vqav2": (official_files.write_vqav2, "vqav2", None),
     "nlvr2": (official_files.write_nlvr2, "nlvr2", "nlvr2/consistency"),
     "snli-ve": (official_files.write_snli_ve, "snli_ve", "class/accuracy"),
+    "flickr30k-retrieval": (_karpathy(source="flickr30k"), "flickr30k", "retrieval/recall_mean"),
+    "coco-retrieval": (_karpathy(source="coco"), "coco", "retrieval/recall_mean"),
 }
+PUBLIC = {"vqav2": "vqa", "nlvr2": "nlvr2", "snli-ve": "snli", "flickr30k-retrieval": "flickr", "coco-retrieval": "flickr"}
 NAMES = sorted(path.stem for task in TASKS for path in CONFIGS.glob(f"meter-base_{task}_*.py"))
+_TEXT = {"vocab_size": 261, "max_position_embeddings": 60}  # bytes, and five more; METER's 50 tokens
+_HEAD = {"num_classes": None, "head_name": "vqa_classifier", "images_per_text": 1}  # METER's settings and their defaults
 _SMALL = """
 _base_ = {base!r}
 _layers = dict(num_attention_heads=4, intermediate_size=64)
 model = dict(
     backbone=dict(
         vision=dict(image_size=32, patch_size=8, width=48, layers=2, heads=4),
-        text=dict(vocab_size=261, hidden_size=32, num_hidden_layers=1, max_position_embeddings=60, **_layers),
+        text=dict(hidden_size=32, num_hidden_layers=1, **_layers, **{text!r}),
         fusion=dict(hidden_size=64, num_hidden_layers=1, **_layers),
     )
 )
@@ -43,6 +53,12 @@ _VQA = """
 model["backbone"]["num_classes"] = {classes}
 for _loader in (train_dataloader, val_dataloader, test_dataloader):
     _loader["dataset"] = dict(**_size, num_classes={classes})
+"""
+_RETRIEVAL = """
+train_dataloader["dataset"] = dict(**_size, false_captions=3)
+val_dataloader["dataset"] = dict(**_size, num_images=2)
+val_cfg = test_cfg = dict(pairs_per_batch=4)
+optim_wrapper = dict(accumulative_counts=2)
 """
 
 
@@ -69,9 +85,13 @@ def small_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
         official_files.write_json(roberta / "vocab.json", {token: index for index, token in enumerate(tokens)})
         official_files.write_json(roberta / "config.json", {"model_type": "roberta"})
         (roberta / "merges.txt").write_text("#version: 0.2\n")
-        more = _VQA.format(classes=len(official_files.VQA_CLASSES)) if folder == "vqav2" else ""
+        more = {
+            "vqav2": _VQA.format(classes=len(official_files.VQA_CLASSES)),
+            "flickr30k": _RETRIEVAL,
+            "coco": _RETRIEVAL,
+        }.get(folder, "")
         path = tmp_path / f"small_{name}_{tmp_path.parent.name}.py"
-        path.write_text(_SMALL.format(base=str(CONFIGS / f"{name}.py")) + more)
+        path.write_text(_SMALL.format(base=str(CONFIGS / f"{name}.py"), text=_TEXT) + more)
         return str(path)
 
     return make
@@ -92,9 +112,12 @@ def test_train_validate_resume_and_test(small_task, name, tmp_path):
     assert all(torch.equal(value, straight[key]) for key, value in content["state_dict"].items())
     assert all(torch.isfinite(value).all() for value in content["state_dict"].values() if value.is_floating_point())
     speedup = tmp_path / "compute.json"
-    metrics = cli.test(
-        [config, str(work_dir / "iter_4.pth"), "--work-dir", str(tmp_path / "test"), "--speedup-report", str(speedup)]
-    )
+    arguments = ["--work-dir", str(tmp_path / "test"), "--speedup-report", str(speedup), "--out", str(tmp_path / "out.json")]
+    metrics = cli.test([config, str(work_dir / "iter_4.pth"), *arguments])
+    predictions = json.loads((tmp_path / "out.json").read_text())["predictions"]
+    assert len({prediction["image_id"] for prediction in predictions}) >= 1
+    if "retrieval" in name:
+        assert all(len(best["text_ids"]) == 10 and best["scores"] == sorted(best["scores"])[::-1] for best in predictions)
     metric = TASKS[task_of(name)][2]
     if metric is not None:
         assert 0 <= metrics[metric] <= 1
@@ -105,13 +128,78 @@ def test_train_validate_resume_and_test(small_task, name, tmp_path):
     assert json.loads(speedup.read_text())["dense_multiply_adds"] > 0
 
 
+def test_a_checkpoint_of_another_task_is_refused(small_task, tmp_path):
+    nlvr2, vqa = small_task("meter-base_nlvr2_dense"), small_task("meter-base_vqav2_dense")
+    cli.train([nlvr2, "--work-dir", str(tmp_path / "nlvr2"), "--no-validate"])
+    checkpoint = str(tmp_path / "nlvr2" / "iter_2.pth")
+    uses = {
+        "test": lambda folder: cli.test([vqa, checkpoint, *folder]),
+        "load_from": lambda folder: cli.train([vqa, *folder, "--cfg-options", f"load_from={checkpoint}"]),
+        "resume": lambda folder: cli.train([vqa, *folder, "--resume", checkpoint]),
+    }
+    for name, use in uses.items():
+        with pytest.raises(ValueError, match="The checkpoint is of another task than the config's model; nothing was") as error:
+            use(["--work-dir", str(tmp_path / name)])
+        assert "its head is 'nlvr2_classifier', the model's 'vqa_classifier'\n" in str(error.value), name
+        assert not list((tmp_path / name).glob("*.pth"))
+    with pytest.raises(ValueError, match="is a checkpoint of this package already"):
+        cli.train([vqa, "--work-dir", str(tmp_path / "init"), "--cfg-options", f"model.backbone.init_from.meter={checkpoint}"])
+
+
+def test_data_of_another_task_are_refused(small_task, tmp_path):
+    """Sentences with 3 labels for a head of 6 answers."""
+    vqa, snli = small_task("meter-base_vqav2_dense"), small_task("meter-base_snli-ve_dense")
+    data = read_config(snli).train_dataloader.to_dict()
+    config = tmp_path / f"mixed_{tmp_path.parent.name}.py"
+    config.write_text(f"_base_ = {vqa!r}\ntrain_dataloader = dict(_delete_=True, **{data!r})\n")
+    with pytest.raises(ValueError, match=r"train_dataloader\.dataset is SNLI-VE with 3 answers, and the model's head has 6"):
+        cli.train([str(config), "--work-dir", str(tmp_path / "work")])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_public_checkpoint_is_converted_and_tested(small_task, tmp_path, task):
+    """From the file of METER's authors to the metrics of the task's own config; logits are those of the public weights."""
+    config, name = small_task(f"meter-base_{task}_dense"), PUBLIC[task]
+    text = {**METER.small_configs()["shared images"]["text"], **_TEXT}
+    sizes = {**METER.small_configs()["shared images"], "text": text}
+    with Path(config).open("a") as file:
+        file.writelines(f"model['backbone'][{part!r}] = {sizes[part]!r}\n" for part in ("vision", "text", "fusion"))
+    answers = len(official_files.VQA_CLASSES)
+    public = meter_weights(name, token_types=3 if task == "nlvr2" else 2, answers=answers, words=261, positions=60)
+    source, ours = write_lightning(tmp_path / "public.ckpt", public), str(tmp_path / "ours.pth")
+    backbone = read_config(config).model.backbone
+    guessed = conversion.backbone_config(public)
+    assert all(guessed.get(key, default) == backbone.get(key, default) for key, default in _HEAD.items())
+    conversion.main([str(source), ours, "--config", config])
+    found = tmp_path / "found.json"
+    metrics = cli.test([config, ours, "--work-dir", str(tmp_path / "test"), "--out", str(found)])
+
+    cfg = read_config(config)
+    model = build_model(cfg, ours)
+    direct = METER(**{key: value for key, value in backbone.items() if key != "type"}).eval()
+    direct.load_state_dict({key: public[key] for key in direct.state_dict()})
+    predictions: list[dict] = []
+    with torch.no_grad():
+        for inputs in model_batches(model, build_loader(cfg, "test", model)):
+            expected = direct.host_forward(inputs)
+            torch.testing.assert_close(model(inputs), expected, atol=1e-5, rtol=0)
+            if model.ranks_texts:  # one batch is the whole split
+                predictions += [{"text_ids": inputs.text_ids[row].tolist()} for row in expected.argsort(-1, descending=True)]
+            else:
+                predictions += [{"prediction": row} for row in expected.argmax(-1).tolist()]
+    rows = json.loads(found.read_text())["predictions"]
+    assert [{key: row[key] for key in one} for row, one in zip(rows, predictions, strict=True)] == predictions
+    if TASKS[task][2] is not None:
+        assert 0 <= metrics[TASKS[task][2]] <= 1
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_eight_samples_are_learnt_by_heart(small_task, task):
     """Inputs reach the head: the loss of a batch falls to a tenth, trimmers and all."""
     cfg = read_config(small_task(f"meter-base_{task}_smarttrim-2x"), {"model.distillation": None, "model.budget": None})
     cfg.train_dataloader.batch_size = 8
     model = build_model(cfg).train()
-    inputs = next(model_batches(model, build_loader(cfg, "train")))
+    inputs = model.data_preprocessor(next(iter(build_loader(cfg, "train"))), training=True)["inputs"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     losses = []
     for _ in range(150):

@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config
 
 from smarttrim_mm import cli
+from smarttrim_mm.datasets.easy_vqa import EasyVQA
 from smarttrim_mm.utils.checkpoint_io import CheckpointError, UnsafeCheckpointError
 
 
@@ -153,15 +154,15 @@ def test_reports(small_config, straight, tmp_path, monkeypatch):
     assert written["metrics"] == metrics and written["config"] == config
     asked = written["predictions"]
     right = [record["predicted_answer"] == record["answer"] for record in asked]
-    assert sum(right) / len(right) == pytest.approx(metrics["answer/accuracy"])
+    assert sum(right) / len(right) == pytest.approx(metrics["vqa/accuracy"])
     assert len({record["question_id"] for record in asked}) == len(asked)
     spent = sum(record["multiply_adds"] for record in asked) / len(asked) / 1e6
     assert spent == pytest.approx(metrics["compute/multiply_adds"], rel=1e-4)
-    assert json.loads(report.read_text())["pairs"] == len(asked)
+    assert json.loads(report.read_text())["samples"] == len(asked)
 
 
 def test_a_report_needs_no_metric_in_the_config(small_config, straight, tmp_path):
-    config = small_config("test_evaluator = [dict(type='AnswerAccuracy')]")
+    config = small_config("test_evaluator = [dict(type='VQAAccuracy')]")
     report = tmp_path / "speed.json"
     metrics = cli.test([config, str(straight / "iter_4.pth"), "--work-dir", str(tmp_path), "--speedup-report", str(report)])
     assert json.loads(report.read_text())["speedup"] == metrics["compute/speedup"]
@@ -175,6 +176,25 @@ def test_an_untrained_policy_is_refused(small_config, straight, tmp_path):
     metrics = cli.test([small_config(base="quickstart_dense.py"), str(tmp_path / "dense.pth"), "--work-dir", str(tmp_path)])
     assert metrics["compute/speedup"] == pytest.approx(1.0)
     cli.check_policy_weights(torch.nn.Linear(1, 1), [], "any.pth")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_other_answers_than_the_heads_are_refused_before_training(small_config, tmp_path, split):
+    answers = Path(EasyVQA(split="test").ann_file).parents[1] / "answers.txt"
+    more = [*answers.read_text().split(), "purple"]
+    config = small_config(f"{split}_dataloader['dataset']['metainfo'] = dict(classes={more})")
+    message = (
+        rf"{split}_dataloader\.dataset is easy-VQA with 14 answers, and the model's head has 13: .*backbone\.num_classes=14"
+    )
+    with pytest.raises(ValueError, match=message):
+        cli.train([config, "--work-dir", str(tmp_path)])
+    assert not list(tmp_path.glob("*.pth")) and "Iter(train)" not in log_of(tmp_path)
+
+
+def test_other_answers_than_the_heads_are_refused_before_the_weights_are_loaded(small_config, straight, tmp_path):
+    config = small_config("model = dict(backbone=dict(num_classes=7))")
+    with pytest.raises(ValueError, match=r"test_dataloader\.dataset is easy-VQA with 13 answers, and the model's head has 7"):
+        cli.test([config, str(straight / "iter_4.pth"), "--work-dir", str(tmp_path)])
 
 
 def test_another_architecture_is_refused(small_config, straight, tmp_path):
@@ -210,7 +230,7 @@ def test_table():
         "compute/dense_multiply_adds": 20.0,
         "compute/speedup": 2.0,
         "compute/kept/image.0/image": 0.5,
-        "answer/accuracy": 1.0,
+        "vqa/accuracy": 1.0,
     }
     lines = cli.speedup_table(metrics).splitlines()
     assert lines[1].split() == ["decided", "10.000", "8.000", "12.500"]

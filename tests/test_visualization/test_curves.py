@@ -17,7 +17,7 @@ def train(step: int, loss: float, **more) -> dict:
 
 
 def test_training_and_validation_are_told_apart(tmp_path):
-    write(tmp_path, "20260101_000000", [train(10, 2.0), {"answer/accuracy": 0.8, "compute/speedup": 1.9, "step": 10}])
+    write(tmp_path, "20260101_000000", [train(10, 2.0), {"vqa/accuracy": 0.8, "compute/speedup": 1.9, "step": 10}])
     curves = read_curves(tmp_path)
     assert curves.train["loss"] == [(10, 2.0)]
     assert curves.train["accuracy"] == [(10, 0.5)]
@@ -45,7 +45,7 @@ def test_smoothing_is_a_trailing_mean():
 def test_picture_has_a_column_a_run(tmp_path, pixels):
     write(tmp_path / "dense", "1", [train(i, 2.0 / i) for i in range(1, 50)])
     budget = [train(i, 1.0, loss_budget=0.1, loss_new=0.2, target=1 + i / 50) for i in range(1, 50)]
-    write(tmp_path / "trim", "1", [*budget, {"answer/accuracy": 0.8, "compute/speedup": 1.9, "step": 49}])
+    write(tmp_path / "trim", "1", [*budget, {"vqa/accuracy": 0.8, "compute/speedup": 1.9, "step": 49}])
     runs = [("dense", read_curves(tmp_path / "dense")), ("trimmed", read_curves(tmp_path / "trim"))]
     two = pixels(draw_curves(runs, tmp_path / "new" / "two.png"))
     one = pixels(draw_curves(runs[:1], tmp_path / "one.png"))

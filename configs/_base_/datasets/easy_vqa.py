@@ -29,7 +29,7 @@ test_dataloader = dict(
     dataset=dict(type="EasyVQA", split="test", pipeline=pipeline),
 )
 
-val_evaluator = [dict(type="AnswerAccuracy"), dict(type="ComputeReport")]
+val_evaluator = [dict(type="VQAAccuracy"), dict(type="ComputeReport")]
 test_evaluator = val_evaluator
 
 data_preprocessor = dict(type="VisionLanguagePreprocessor", mean=[127.5] * 3, std=[127.5] * 3)

@@ -1,0 +1,3 @@
+_base_ = "meter-base_coco-retrieval_smarttrim-2x.py"
+
+model = dict(budget=dict(speedup=3.0))

@@ -139,7 +139,7 @@ class Strip(Policy):
         return frozenset(step.streams()), frozenset(v.name for layer in step.layers.values() for v in layer.attentions)
 
     def reads(self, step: LayerStep) -> frozenset[str]:
-        return super().reads(step) if self.policy is None else self.policy.reads(step)
+        return frozenset() if self.policy is None else self.policy.reads(step)
 
     def multiply_adds(self, step: LayerStep, counts: Mapping[str, Tensor]) -> Tensor | float:
         return 0.0 if self.policy is None else self.policy.multiply_adds(step, counts)

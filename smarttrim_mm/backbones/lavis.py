@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
+from PIL import ImageFile
 from torch import Tensor, nn
 from transformers import BatchEncoding, BertConfig
+from transformers.utils import logging
 
 from smarttrim_mm.backbones.lavis_checkpoint import load_public
 from smarttrim_mm.layers.bert_views import bert_view
@@ -135,7 +137,7 @@ class LavisBackbone(nn.Module):
 
     @property
     def input_format(self) -> dict[str, int]:
-        """Sizes and token ids of the inputs and answers, see :func:`smarttrim_mm.testing.random_inputs`."""
+        """Sizes and token ids of the inputs and answers, see :func:`smarttrim_mm.utils.random_inputs.random_inputs`."""
         config = self.host.text_encoder.config
         return {
             "image_size": self.host.visual_encoder.patch_embed.img_size[0],
@@ -143,6 +145,7 @@ class LavisBackbone(nn.Module):
             "begin_id": _CLS if config.bos_token_id is None else config.bos_token_id,
             "end_id": _SEP if config.eos_token_id is None else config.eos_token_id,
             "pad_id": config.pad_token_id,
+            "max_text_length": config.max_position_embeddings,
             "images_per_text": self.images_per_text,
         }
 
@@ -391,12 +394,15 @@ class GivenTokens:
 def import_lavis(name: str) -> Any:
     """Imports LAVIS, or a part of it, or of what it needs.
 
+    On import LAVIS lets Pillow accept truncated images, and silences transformers; both are put back.
+
     Args:
         name: The module.
 
     Raises:
         ImportError: With the lines that install LAVIS.
     """
+    truncated, verbosity = ImageFile.LOAD_TRUNCATED_IMAGES, logging.get_verbosity()
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -404,6 +410,9 @@ def import_lavis(name: str) -> Any:
             f"a LavisBackbone needs LAVIS, and {name} cannot be imported ({error}). Install it from the repository's folder:\n"
             "  pip install -r requirements/lavis.txt\n  pip install --no-deps salesforce-lavis==1.0.2"
         ) from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = truncated
+        logging.set_verbosity(verbosity)
 
 
 def small(depth: int, *, vision: Mapping[str, Any] | None = None, text: Mapping[str, Any] | None = None) -> dict[str, Any]:

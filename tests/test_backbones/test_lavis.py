@@ -62,6 +62,17 @@ def test_lavis_is_imported_when_a_model_is_built():
     assert done.stdout.strip() == "[]"
 
 
+def test_importing_lavis_changes_no_settings():
+    """LAVIS makes Pillow read truncated images, which our data sets refuse."""
+    code = (
+        "from PIL import ImageFile\nfrom transformers.utils import logging\n"
+        "from smarttrim_mm.backbones.lavis import import_lavis\n"
+        "before = logging.get_verbosity()\nimport_lavis('lavis')\n"
+        "assert not ImageFile.LOAD_TRUNCATED_IMAGES and logging.get_verbosity() == before != logging.ERROR"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
 def test_without_lavis_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "lavis", None)
     lines = "  pip install -r requirements/lavis.txt\n  pip install --no-deps salesforce-lavis==1.0.2"

@@ -203,8 +203,13 @@ def test_round_trip_through_a_training(start, tmp_path, name):
     assert isinstance(lavis.tokenizer, GivenTokens)
     model.eval()
     with torch.no_grad():
-        theirs = lavis(samples, match_head="itm") if "matching" in name else lavis.predict(samples)["predictions"]
-        torch.testing.assert_close(model.trace(inputs, policy=model.dense)[0], theirs)
+        ours = model.trace(inputs, policy=model.dense)[0]
+        if "vqa" in name:  # whose own words are compared elsewhere
+            model.backbone.host = lavis
+            theirs = model.host_forward(inputs)
+        else:
+            theirs = lavis(samples, match_head="itm") if "matching" in name else lavis.predict(samples)["predictions"]
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_another_models_weights_are_not_exported():

@@ -4,7 +4,7 @@ Every key of a file is used, left out for a reason, or an error: LAVIS's own loa
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import isqrt
 from typing import Any
 
@@ -16,13 +16,15 @@ from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file
 PREFIX = "backbone.host."
 _ADVICE = "Use the arch and the sizes that it was trained with (model.backbone: arch, model_type, vision, text)."
 _OTHER_HEAD = "head of another task"
+_OTHER_DECODER = "decoder of another task"
+_LAYER = r"bert\.encoder\.layer\.(\d+)\.(.+)"
 _UNUSED = {
+    r"text_(en|de)coder\.(bert\.)?embeddings\.token_type_embeddings\.weight": "token types, which LAVIS's BERT has not",
+    r"text_(en|de)coder\.(bert\.)?embeddings\.position_ids": "no weight",
     r"\w+_m\..+": "momentum copy",
     r"(image|text|idx)_queue|queue_ptr|ptr_queue|temp": "contrastive queue",
-    r"text_decoder\..+": "decoder of another task",
-    r"(cls_head|itm_head|vision_proj|text_proj)\..+|text_encoder\.cls\..+": _OTHER_HEAD,
-    r"text_encoder\.(bert\.)?embeddings\.token_type_embeddings\.weight": "token types, which LAVIS's BERT has not",
-    r"text_encoder\.(bert\.)?embeddings\.position_ids": "no weight",
+    r"text_decoder\..+": _OTHER_DECODER,
+    r"(cls_head|itm_head|ta_head|vision_proj|text_proj)\..+|text_encoder\.cls\..+": _OTHER_HEAD,
     r"text_encoder\.(bert\.)?pooler\..+": "BERT's pooler",
 }
 
@@ -31,8 +33,8 @@ def load_public(host: Any, path: str) -> Conversion:
     """Loads a public checkpoint into a LAVIS model, all or nothing; what the file lacks stays as it is.
 
     Position tables are resized by LAVIS's own ``interpolate_pos_embed``. A classification head may be new. NLVR2's twin
-    attentions start from the single ones of a pre-trained BLIP, with new merging layers. Momentum copies that the file lacks
-    are made from what was loaded.
+    attentions start from the single ones of a pre-trained BLIP, with new merging layers; a decoder, from the language model of
+    a pre-trained ALBEF. Momentum copies that the file lacks are made from what was loaded.
 
     Args:
         host: The LAVIS model.
@@ -69,7 +71,12 @@ def convert_public(public: Mapping[str, Tensor], host: Any) -> Conversion:
     own = host.state_dict()
     found = Conversion()
     twinned = _twin(public, own)
-    unexpected = sort_keys(found, twinned, own, _UNUSED, _rename)
+    begun = _begin_decoder(public, own)
+    given = {**twinned, **{key: public[source] for key, source in begun.items()}}
+    unexpected = sort_keys(found, given, own, _unused(own), _rename)
+    for key, source in begun.items():
+        found.left_out.pop(source, None)
+        found.changed[key] = f"from {source.partition('.')[0]}, whose last layers it has"
     _fit_positions(found, host)
     head = [key for key in own if re.fullmatch(r"cls_head\..+", key)]
     if any(key in found.weights and found.weights[key].shape != own[key].shape for key in head):
@@ -114,6 +121,36 @@ def _twin(public: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, 
         twins = [f"{match[1]}{i}{match[2]}" for i in range(2)] if match else []
         twinned |= dict.fromkeys(twins if twins and twins[0] in own else [key], value)
     return twinned
+
+
+def _begin_decoder(public: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, str]:
+    """What a decoder that the file lacks starts from, by the model's key: the language model that ALBEF's text encoder was.
+
+    As in LAVIS, the decoder's layers are the last ones of the encoder.
+    """
+    begun: dict[str, str] = {}
+    for copy in ("", "_m"):
+        encoder, decoder = f"text_encoder{copy}.", f"text_decoder{copy}."
+        if any(key.startswith(decoder) for key in public) or not any(key.startswith(f"{encoder}cls.") for key in public):
+            continue
+        skipped = _depth(public, encoder) - _depth(own, decoder)
+        for key in public:
+            layer = re.fullmatch(rf"{re.escape(encoder)}{_LAYER}", key)
+            part = key.removeprefix(encoder) if layer is None else f"bert.encoder.layer.{int(layer[1]) - skipped}.{layer[2]}"
+            if key.startswith(encoder) and decoder + part in own:
+                begun[decoder + part] = key
+    return begun
+
+
+def _depth(keys: Iterable[str], prefix: str) -> int:
+    """Layers of a BERT."""
+    return len({match[1] for key in keys if (match := re.fullmatch(rf"{re.escape(prefix)}{_LAYER}", key))})
+
+
+def _unused(own: Mapping[str, Tensor]) -> dict[str, str]:
+    """Patterns of keys that a model leaves out, and why."""
+    decodes = any(key.startswith("text_decoder.") for key in own)
+    return {pattern: why for pattern, why in _UNUSED.items() if not (decodes and why == _OTHER_DECODER)}
 
 
 def _fit_positions(found: Conversion, host: Any) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from smarttrim_mm.backbones.lavis import LavisBackbone, linears
+from smarttrim_mm.datasets.tokenizers import Tokenizer, tokenized_answer
 from smarttrim_mm.layers.bert_views import bert_view
 from smarttrim_mm.layers.execution import Execution
 from smarttrim_mm.layers.views import LayerView
@@ -35,13 +38,15 @@ class LavisAnswerer(LavisBackbone):
     it cheaper. No gradient goes through what it does not read: a decision learns from the layers of the encoders.
 
     Args:
-        answers: The answers to choose from, as texts for the tokenizer, or as token ids with begin and end tokens.
+        answers: The answers to choose from, as texts for the tokenizer, or as token ids with begin and end tokens; or a JSON
+            file with a list of texts.
         tokenizer: Config of a tokenizer (registry ``TOKENIZERS``), if the answers are texts.
         num_candidates: The answers of each question that are compared: those with the likeliest first tokens.
         **kwargs: Those of :class:`~smarttrim_mm.backbones.lavis.LavisBackbone`.
 
     Raises:
-        ValueError: If there are no answers, two are alike, or they are texts and there is no tokenizer.
+        FileNotFoundError: If the file of the answers is missing.
+        ValueError: If there are no answers, two are alike, the file holds no list of texts, or there is no tokenizer for texts.
     """
 
     begins_anew = True  # whether [DEC] takes the place of the answers' begin token
@@ -51,7 +56,7 @@ class LavisAnswerer(LavisBackbone):
     def __init__(
         self,
         *,
-        answers: Sequence[str] | Sequence[Sequence[int]],
+        answers: str | Sequence[str] | Sequence[Sequence[int]],
         tokenizer: Mapping[str, Any] | None = None,
         num_candidates: int = 128,
         **kwargs: Any,
@@ -59,7 +64,9 @@ class LavisAnswerer(LavisBackbone):
         super().__init__(**kwargs)
         if num_candidates < 1:
             raise ValueError(f"num_candidates is {num_candidates}; expected at least 1")
-        self.answers = None if tokenizer is None else tuple(answers)
+        if isinstance(answers, str):
+            answers = _read_answers(answers)
+        self.answers = tuple(answers) if answers and isinstance(answers[0], str) else None
         with torch.device("cpu"):  # their values are needed on the meta device too
             ids = [torch.tensor(one) for one in _tokenized(answers, tokenizer)]
             padded = pad_sequence(ids, batch_first=True, padding_value=self.host.text_decoder.config.pad_token_id)
@@ -169,6 +176,20 @@ class LavisAnswerer(LavisBackbone):
         ).logits
 
 
+def _read_answers(path: str) -> list[str]:
+    """The texts of a JSON list."""
+    expected = "expected a JSON list of the answers, such as `python tools/dataset_converters/vqav2_answers.py` writes of VQAv2"
+    try:
+        answers = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"model.backbone.answers={path!r}: no such file; {expected}") from error
+    except ValueError as error:
+        raise ValueError(f"model.backbone.answers={path!r} is no JSON ({error}); {expected}") from error
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise ValueError(f"model.backbone.answers={path!r} holds {str(answers)[:60]!r}; {expected}")
+    return answers
+
+
 def _tokenized(answers: Sequence[Any], tokenizer: Mapping[str, Any] | None) -> list[list[int]]:
     """The token ids of the answers."""
     if not answers:
@@ -177,8 +198,8 @@ def _tokenized(answers: Sequence[Any], tokenizer: Mapping[str, Any] | None) -> l
     if texts and tokenizer is None:
         raise ValueError(f"answers holds texts ({texts[0]!r}) and tokenizer is None; give the tokenizer of the pipeline")
     if texts:
-        tokenize = TOKENIZERS.build(tokenizer)
-        ids = [tokenize(text, _LONGEST).tolist() for text in answers]
+        tokenize: Tokenizer = TOKENIZERS.build(tokenizer)
+        ids = [tokenized_answer(tokenize, text, _LONGEST) for text in answers]
     else:
         ids = [list(answer) for answer in answers]
     first: dict[tuple[int, ...], int] = {}

@@ -119,6 +119,17 @@ class PretrainedTokenizer:
         return torch.tensor(self._tokenizer(text, truncation=True, max_length=max_length)["input_ids"])
 
 
+def tokenized_answer(tokenizer: Tokenizer, text: str, max_length: int) -> list[int]:
+    """Token ids of an answer; an empty one, which VQAv2's vocabulary has, is its begin and end tokens alone.
+
+    Args:
+        tokenizer: The tokenizer.
+        text: The answer.
+        max_length: Most tokens, begin and end tokens included.
+    """
+    return tokenizer(text, max_length).tolist() if text.strip() else list(tokenizer.special_ids)
+
+
 def _check(text: str, max_length: int) -> None:
     if not text.strip():
         raise ValueError(f"text={text!r}: expected a non-empty text; remove the item or fill in its text")

@@ -8,7 +8,7 @@ import cv2
 from mmcv.transforms import BaseTransform, LoadImageFromFile
 from PIL import ImageFile
 
-from smarttrim_mm.datasets.tokenizers import Tokenizer
+from smarttrim_mm.datasets.tokenizers import Tokenizer, tokenized_answer
 from smarttrim_mm.registry import TOKENIZERS, TRANSFORMS
 
 # AssertionError: mmcv's answer to OpenCV's None; SyntaxError: Pillow's answer to a broken PNG chunk
@@ -100,6 +100,8 @@ class TokenizeAnswers(BaseTransform):
         """
         if "gt_answers" in results:
             counted = [Counter(answers) for answers in results["gt_answers"]]
-            results["answer_ids"] = [[self.tokenizer(text, self.max_length).tolist() for text in each] for each in counted]
+            results["answer_ids"] = [
+                [tokenized_answer(self.tokenizer, text, self.max_length) for text in each] for each in counted
+            ]
             results["answer_weights"] = [[count / each.total() for count in each.values()] for each in counted]
         return results

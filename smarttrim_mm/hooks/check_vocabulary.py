@@ -1,6 +1,7 @@
 """The answers of the data are those of the model's head: checked before weights are loaded or anything is trained."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -13,7 +14,7 @@ from smarttrim_mm.utils.launch import unwrapped_model
 
 
 def check_vocabulary(model: nn.Module, dataset: Any, name: str) -> None:
-    """Refuses a data set with another number of answers than the model's head.
+    """Refuses a data set with other answers than the model's: of another number, or by name, where the model knows them so.
 
     Args:
         model: The unwrapped model; one without a backbone that tells its ``input_format`` is not checked.
@@ -21,22 +22,33 @@ def check_vocabulary(model: nn.Module, dataset: Any, name: str) -> None:
         name: Setting of the data set, for the error: ``'train_dataloader.dataset'``.
 
     Raises:
-        ValueError: With both numbers.
+        ValueError: With both numbers, or with the first answers that differ.
     """
-    classes = _classes(dataset)
-    answers = getattr(getattr(model, "backbone", None), "input_format", {}).get("num_classes")
-    if classes is None or answers in (None, len(classes)):
+    classes, backbone = _classes(dataset), getattr(model, "backbone", None)
+    number = getattr(backbone, "input_format", {}).get("num_classes")
+    if classes is None or number is None:
         return
-    raise ValueError(
-        f"{name} is {_title(dataset)} with {len(classes)} answers, and the model's head has {answers}: expected the same "
-        f"number. Set model.backbone.num_classes={len(classes)}, or correct the data set's vocabulary; a checkpoint needs the "
-        "data set that it was trained for"
-    )
+    if number != len(classes):
+        setting = "answers to the data set's list" if hasattr(backbone, "answers") else f"num_classes={len(classes)}"
+        raise ValueError(
+            f"{name} is {_title(dataset)} with {len(classes)} answers, and the model's head has {number}: expected the same "
+            f"number. Set model.backbone.{setting}, or correct the data set's vocabulary; a checkpoint needs the data set that "
+            "it was trained for"
+        )
+    answers = getattr(backbone, "answers", None) or ()
+    differing = _differing(answers, classes)
+    if differing:
+        first = differing[0]
+        raise ValueError(
+            f"{name} is {_title(dataset)}, whose answer {first} is {classes[first]!r}; model.backbone.answers has "
+            f"{answers[first]!r} there, and {len(differing)} of its {len(answers)} answers differ: expected the same in the "
+            "same order. Give the model that list"
+        )
 
 
 @HOOKS.register_module()
 class CheckVocabularyHook(Hook):
-    """Refuses a run whose data have other answers than the model's head, or than the checkpoint that it tests or resumes.
+    """Refuses a run whose data have other answers than the model, or than the checkpoint that it tests or resumes.
 
     A training that only starts from a checkpoint's weights may have other answers of the same number; the log says so.
     """
@@ -50,7 +62,7 @@ class CheckVocabularyHook(Hook):
         for name, dataset in _datasets(runner).items():
             ours = _classes(dataset) or ()
             # other numbers are told from the weights, with the names of the heads
-            differing = [number for number, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1]]
+            differing = _differing(theirs, ours)
             if len(theirs) != len(ours) or not differing:
                 continue
             first = differing[0]
@@ -70,6 +82,11 @@ def _datasets(runner: Runner) -> dict[str, Any]:
     return {
         f"{split}_dataloader.dataset": loop.dataloader.dataset for split, loop in loops.items() if isinstance(loop, BaseLoop)
     }
+
+
+def _differing(first: Sequence[str], second: Sequence[str]) -> list[int]:
+    """The numbers of the answers that are not the same in both."""
+    return [number for number, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]]
 
 
 def _classes(dataset: Any) -> Any:

@@ -29,7 +29,11 @@ class Conversion:
     def table(self) -> str:
         """Parts of the model and of the file, with their numbers of keys, as a few lines of text."""
         rows = [("used", number, part) for part, number in _by_part(self.weights).items()]
-        rows += [("changed", 1, f"{key}: {what}") for key, what in self.changed.items()]
+        for what in dict.fromkeys(self.changed.values()):
+            keys = [key for key, how in self.changed.items() if how == what]
+            parts = _by_part(keys)
+            alone = {key.split(".")[0]: key for key in keys}
+            rows += [("changed", number, f"{alone[part] if number == 1 else part}: {what}") for part, number in parts.items()]
         for reason in dict.fromkeys(self.left_out.values()):
             parts = _by_part(key for key, why in self.left_out.items() if why == reason)
             rows += [("left out", number, f"{part}: {reason}") for part, number in parts.items()]

@@ -141,7 +141,7 @@ class VisionLanguagePreprocessor(BaseDataPreprocessor):
         texts = self.texts([ids for each in answers for ids in each], torch.arange(int(counts.sum())))
         sample = torch.arange(len(answers)).repeat_interleave(counts)
         return TextTargets(
-            texts.input_ids, texts.text_mask, self._move(torch.tensor(weights)), self._move(sample), len(answers)
+            texts.input_ids, texts.text_mask, self._move(weights), self._move(sample), len(answers)
         )
 
     def _targets(self, samples: Sequence[DataSample]) -> Tensor | None:

@@ -1,5 +1,6 @@
 """Every config of LAVIS's models at reduced size, on data sets in the official formats: train, validate, resume, test."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,13 +12,26 @@ from mmengine.config import Config
 from smarttrim_mm import cli
 from smarttrim_mm.backbones.lavis import small
 from smarttrim_mm.backbones.lavis_checkpoint import plain_weights
-from smarttrim_mm.engine.building import build_loader, build_model, model_batches, read_config
+from smarttrim_mm.engine.building import build_loader, build_model, read_config
 from smarttrim_mm.registry import MODELS
 from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("lavis_*/*.py"))
-TASKS = {"nlvr2": (official_files.write_nlvr2, "nlvr2", "nlvr2/consistency")}
-LAYERS = {"blip": 7}  # one that merges NLVR2's attentions
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("lavis_*/*.py"))
+WHOLE = [path for path in CONFIGS if path.stem.endswith(("_dense", "-2x"))]
+TASKS = {
+    "nlvr2": (official_files.write_nlvr2, "nlvr2", "nlvr2/consistency"),
+    "snli-ve": (official_files.write_snli_ve, "snli_ve", "class/accuracy"),
+    "vqav2": (official_files.write_vqav2, "vqav2", None),
+    "easy-vqa": (None, None, "vqa/accuracy"),  # comes with its package
+}
+SIZES = {
+    "blip_nlvr": small(7, vision={"img_size": 32}),  # with a layer that merges NLVR2's attentions
+    "blip_vqa": small(2, vision={"img_size": 32}),  # of which 3x leaves enough
+    "albef_nlvr": small(5, text={"fusion_layer": 1}),
+    "albef_classification": small(3, text={"fusion_layer": 1}),
+    "albef_vqa": {**small(3, vision={"img_size": 32}, text={"fusion_layer": 1}), "decoder": {"num_hidden_layers": 2}},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -26,15 +40,19 @@ def plain_dumps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmengine.config.config.FormatCode", lambda text, **_: (text, True))
 
 
+def task_of(path: Path) -> str:
+    return path.stem.split("_")[1]
+
+
 @pytest.fixture
 def small_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Writes the task's data, BERT's tokenizer, a public checkpoint and a small config; works in a folder of its own."""
 
     def make(path: Path) -> str:
         monkeypatch.chdir(tmp_path)
-        family, task, _ = path.stem.split("_")
-        write, folder, _ = TASKS[task]
-        write(tmp_path / "data" / folder)
+        write, folder, _ = TASKS[task_of(path)]
+        if write is not None:
+            write(tmp_path / "data" / folder)
         letters = [chr(ord("a") + i) for i in range(26)]
         words = ["[PAD]", "[UNK]", *letters, *(f"##{x}" for x in letters), *".,?'!", *map(str, range(10))]
         words += [f"[unused{i}]" for i in range(101 - len(words))] + ["[CLS]", "[SEP]", "[MASK]"]
@@ -42,19 +60,26 @@ def small_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         official_files.write_json(bert / "config.json", {"model_type": "bert"})
         (bert / "vocab.txt").write_text("\n".join(words))
         cfg = Config.fromfile(path)
-        sizes = small(LAYERS[family])
-        sizes["text"]["max_position_embeddings"] = 64
-        cfg.model.backbone.update(**sizes, checkpoint=str(tmp_path / "public.pth"))
+        cfg.model.backbone.checkpoint = str(tmp_path / "public.pth")
+        if write is not None:
+            cfg.model.backbone.update(SIZES[cfg.model.backbone.arch])
+            cfg.model.backbone.text.max_position_embeddings = 64
         torch.manual_seed(1)
         torch.save({"model": MODELS.build({**cfg.model.backbone, "checkpoint": None}).host.state_dict()}, "public.pth")
-        size = sizes["vision"]["img_size"]
+        size = cfg.model.backbone.vision.img_size
         for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
             loader = cfg[name]
             loader.update(batch_size=2, num_workers=0, persistent_workers=False)
-            for step in loader.dataset.pipeline[0].transforms:
+            if "num_classes" in loader.dataset:
+                loader.dataset.num_classes = len(official_files.VQA_CLASSES)
+            if write is None:
+                loader.dataset.indices = 4
+            for step in [*loader.dataset.pipeline, *loader.dataset.pipeline[0].get("transforms", [])]:
                 if "scale" in step:
                     step.scale = size if step.type.endswith("RandomResizedCrop") else (size, size)
         cfg.train_cfg.update(max_iters=4, val_interval=4)
+        for schedule in cfg.param_scheduler:
+            schedule.setdefault("end", 10_000)
         cfg.default_hooks.logger.interval, cfg.default_hooks.checkpoint.interval = 1, 2
         cfg.log_level = "WARNING"
         small_config = tmp_path / f"small_{path.stem}_{tmp_path.parent.name}.py"
@@ -64,11 +89,33 @@ def small_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     return make
 
 
-def test_every_family_has_configs():
-    assert {path.parent.name for path in CONFIGS} >= {"lavis_blip"}
+def test_every_task_has_its_configs():
+    speeds = {"dense", *(f"smarttrim-{speed}x" for speed in ("1.5", "2", "2.5", "3"))}
+    tasks = ("blip_nlvr2", "blip_vqav2", "albef_nlvr2", "albef_snli-ve", "albef_vqav2")
+    assert {path.stem for path in CONFIGS} >= {f"{task}_{speed}" for task in tasks for speed in speeds}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_it_opens_with_its_launch_command(path):
+    comment = path.read_text().partition("_base_ =")[0]
+    assert f".sh {path.relative_to(ROOT)} " in comment or f"train.py {path.relative_to(ROOT)}" in comment
+    speedup = Config.fromfile(path).model.get("budget", {}).get("speedup")
+    assert (
+        speedup is None if path.stem.endswith("dense") else path.stem.startswith("blip-small") or f"-{speedup:g}x" in path.stem
+    )
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path not in WHOLE], ids=lambda path: path.stem)
+def test_other_speeds_train(small_task, path, tmp_path):
+    cli.train(
+        [small_task(path), "--work-dir", str(tmp_path / "work"), "--no-validate", "--cfg-options", "train_cfg.max_iters=2"]
+    )
+    trained = plain_weights(load_checkpoint_file(tmp_path / "work" / "iter_2.pth")["state_dict"])
+    public = load_checkpoint_file(tmp_path / "public.pth")["model"]
+    assert 0 < max(float((trained[key] - public[key]).abs().max()) for key in public) < 1e-3
+
+
+@pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.stem)
 def test_train_validate_resume_and_test(small_task, path, tmp_path):
     config, work_dir = small_task(path), tmp_path / "work"
     cli.train([config, "--work-dir", str(work_dir)])
@@ -77,28 +124,36 @@ def test_train_validate_resume_and_test(small_task, path, tmp_path):
     trained = plain_weights(straight)
     assert trained.keys() == public.keys()
     largest = max(float((trained[key] - public[key]).abs().max()) for key in public)
-    assert 0 < largest < 1e-3, "4 steps at 3e-5 from the public checkpoint"
+    assert 0 < largest < 1e-3, "4 steps at 3e-5 or less from the public checkpoint"
     (work_dir / "iter_4.pth").unlink()  # as if it had been killed before
     cli.train([config, "--work-dir", str(work_dir), "--resume", str(work_dir / "iter_2.pth")])
     content = load_checkpoint_file(work_dir / "iter_4.pth")
     assert all(torch.equal(value, straight[key]) for key, value in content["state_dict"].items())
     metrics = cli.test([config, str(work_dir / "iter_4.pth"), "--work-dir", str(tmp_path / "test")])
-    assert 0 <= metrics[TASKS[path.stem.split("_")[1]][2]] <= 1
+    metric = TASKS[task_of(path)][2]
+    if metric is not None:
+        assert 0 <= metrics[metric] <= 100
+    else:  # the answers of test-dev go to the server
+        answers = json.loads((tmp_path / "work_dirs" / "vqav2_test-dev.json").read_text())
+        assert [row["question_id"] for row in answers] == [1000, 1001]
+        assert {row["answer"] for row in answers} <= set(official_files.VQA_CLASSES)
 
 
-@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem.endswith("2x")], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in WHOLE if path.stem.endswith("_smarttrim-2x")], ids=lambda path: path.stem)
 def test_eight_samples_are_learnt_by_heart(small_task, path):
     """Inputs reach the head: the loss of a batch falls to a tenth, trimmers and all."""
     cfg = read_config(small_task(path), {"model.distillation": None, "model.budget": None})
     cfg.train_dataloader.batch_size = 8
+    if "task_loss" in cfg.model:
+        cfg.model.task_loss.label_smoothing = 0.0
     model = build_model(cfg).train()
-    inputs = next(model_batches(model, build_loader(cfg, "train")))
+    inputs = model.data_preprocessor(next(iter(build_loader(cfg, "train"))), True)["inputs"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
-    for _ in range(80):
+    while len(losses) < 100 and (not losses or losses[-1] >= 0.1 * losses[0]):
         optimizer.zero_grad()
         loss = model.loss(inputs)["loss_task"]
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert min(losses[-20:]) < 0.1 * losses[0]
+    assert losses[-1] < 0.1 * losses[0]

@@ -1,0 +1,12 @@
+# ALBEF fine-tuned on the task with SmartTrim at half its multiply-adds, from LAVIS's fine-tuned file:
+# bash tools/dist_train.sh configs/lavis_albef/albef_nlvr2_smarttrim-2x.py 8 --amp \
+#     --cfg-options model.backbone.checkpoint=albef_nlvr_lavis.pt
+_base_ = "albef_nlvr2_dense.py"
+
+model = dict(
+    backbone=dict(text_first=True),
+    policy=dict(type="SmartTrim"),
+    distillation=dict(type="SelfDistillation", weight=1.0),
+    budget=dict(type="ComputeBudget", speedup=2.0),
+)
+custom_hooks = [dict(type="CurriculumHook", schedule="linear", end=0.7)]

@@ -1,0 +1,12 @@
+# BLIP fine-tuned on the task with SmartTrim at half its multiply-adds, from BLIP's fine-tuned file:
+# bash tools/dist_train.sh configs/lavis_blip/blip_vqav2_smarttrim-2x.py 8 --amp \
+#     --cfg-options model.backbone.checkpoint=model_base_vqa_capfilt_large.pth train_dataloader.batch_size=32
+_base_ = "blip_vqav2_dense.py"
+
+model = dict(
+    backbone=dict(text_first=True),
+    policy=dict(type="SmartTrim"),
+    distillation=dict(type="SelfDistillation", weight=1.0),
+    budget=dict(type="ComputeBudget", speedup=2.0),
+)
+custom_hooks = [dict(type="CurriculumHook", schedule="linear", end=0.7)]

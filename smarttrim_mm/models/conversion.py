@@ -9,6 +9,8 @@ from torch import Tensor
 
 from smarttrim_mm.models.checkpoint import list_keys
 
+_LISTED = 4  # changed keys by name; more, by the part of the model
+
 
 @dataclass
 class Conversion:
@@ -31,9 +33,8 @@ class Conversion:
         rows = [("used", number, part) for part, number in _by_part(self.weights).items()]
         for what in dict.fromkeys(self.changed.values()):
             keys = [key for key, how in self.changed.items() if how == what]
-            parts = _by_part(keys)
-            alone = {key.split(".")[0]: key for key in keys}
-            rows += [("changed", number, f"{alone[part] if number == 1 else part}: {what}") for part, number in parts.items()]
+            named = Counter(keys) if len(keys) <= _LISTED else _by_part(keys)
+            rows += [("changed", number, f"{name}: {what}") for name, number in named.items()]
         for reason in dict.fromkeys(self.left_out.values()):
             parts = _by_part(key for key, why in self.left_out.items() if why == reason)
             rows += [("left out", number, f"{part}: {reason}") for part, number in parts.items()]

@@ -140,9 +140,7 @@ class VisionLanguagePreprocessor(BaseDataPreprocessor):
         counts = torch.tensor([len(each) for each in answers])
         texts = self.texts([ids for each in answers for ids in each], torch.arange(int(counts.sum())))
         sample = torch.arange(len(answers)).repeat_interleave(counts)
-        return TextTargets(
-            texts.input_ids, texts.text_mask, self._move(weights), self._move(sample), len(answers)
-        )
+        return TextTargets(texts.input_ids, texts.text_mask, self._move(weights), self._move(sample), len(answers))
 
     def _targets(self, samples: Sequence[DataSample]) -> Tensor | None:
         for name in ("soft_targets", "targets"):

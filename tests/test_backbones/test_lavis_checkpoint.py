@@ -13,6 +13,7 @@ from smarttrim_mm.testing import backbone_cases, excite, random_inputs
 
 CASES = {name.partition("/")[2]: case for name, case in backbone_cases().items() if name.startswith("LavisBackbone/")}
 BLIP, NLVR, ALBEF = "blip_classification text first", "blip_nlvr shared images", "albef_classification text first"
+ALBEF_VQA = "albef_vqa shared images"
 
 
 def build(name, seed=0, **changes):
@@ -119,6 +120,87 @@ def test_albefs_pretrained_file(start):
     for part in ("visual_encoder", "text_encoder", "cls_head"):  # copies are made from what was loaded
         copy = getattr(backbone.host, f"{part}_m").state_dict()
         assert all(torch.equal(copy[key], value) for key, value in getattr(backbone.host, part).state_dict().items())
+
+
+def language_model(**sizes):
+    """As ALBEF's authors save a pre-training: the text encoder is a language model, its head tied to its words."""
+    of_vqa = public_of(ALBEF_VQA, **sizes)
+    public = {}
+    for key, value in of_vqa.items():
+        head = re.fullmatch(r"text_decoder(_m)?\.cls\.(.+)", key)
+        if head is not None:
+            words = of_vqa[f"text_encoder{head[1] or ''}.embeddings.word_embeddings.weight"]
+            public[f"text_encoder{head[1] or ''}.cls.{head[2]}"] = words if head[2].endswith("decoder.weight") else value
+        elif not key.startswith("text_decoder"):
+            public[key] = value
+    heads = {key: value for key, value in public.items() if ".cls." in key}
+    return as_albef({key: value for key, value in public.items() if key not in heads}) | {
+        "itm_head.weight": torch.zeros(2),
+        **heads,
+    }
+
+
+def test_a_decoder_starts_from_albefs_language_model_as_in_lavis(start, tmp_path):
+    """Twelve layers, of which LAVIS's own loading takes the last six."""
+    case = CASES[ALBEF_VQA]
+    sizes = {
+        "vision": {**case["vision"], "embed_dim": 32, "depth": 1},
+        "text": {**case["text"], "num_hidden_layers": 12, "fusion_layer": 6},
+        "decoder": {"num_hidden_layers": 6},
+    }
+    public = language_model(**sizes)
+    backbone, theirs = start(ALBEF_VQA, public, **sizes), build(ALBEF_VQA, seed=2, **sizes).host
+    theirs.load_from_pretrained(str(tmp_path / "public.pth"))
+    assert_loaded(backbone, theirs.state_dict())
+    own = backbone.host.state_dict()
+    layer = "encoder.layer.{}.crossattention.self.key.weight"
+    assert torch.equal(own[f"text_decoder.bert.{layer.format(0)}"], public[f"text_encoder.bert.{layer.format(6)}"])
+    found = convert_public(public, backbone.host)
+    begun = {key for key in own if key.startswith("text_decoder")}
+    assert begun and set(found.changed) == begun
+    assert not [key for key in found.left_out if ".cls." in key]
+    table = found.table().splitlines()
+    assert [row.split()[1:] for row in table if row.startswith("changed")] == [
+        [str(len(begun) // 2), f"text_decoder{copy}:", "from", f"text_encoder{copy},", "whose", "last", "layers", "it", "has"]
+        for copy in ("", "_m")
+    ]
+
+
+def test_a_decoder_needs_a_language_model_that_is_deep_enough(start):
+    case = CASES[ALBEF_VQA]
+    sizes = {"vision": {**case["vision"], "embed_dim": 32}}
+    public = language_model(**sizes)
+    start(ALBEF_VQA, public, **sizes)
+    with pytest.raises(ValueError, match=r"missing: text_decoder\.bert\.encoder\.layer\.0\.[^\n]+\n"):
+        start(ALBEF_VQA, public, **sizes, decoder={"num_hidden_layers": 4})
+    without = {key: value for key, value in public.items() if ".cls." not in key}
+    with pytest.raises(ValueError, match=r"missing: text_decoder\.bert\.embeddings"):
+        start(ALBEF_VQA, without, **sizes)
+
+
+@pytest.mark.parametrize("name", [ALBEF_VQA, "blip_vqa text first"])
+def test_a_files_own_decoder_is_taken_whole(start, name):
+    """With heads and copies of its pre-training, and the token types of ALBEF's own files, beside it."""
+    public = public_of(name)
+    more = {"itm_head.weight": torch.zeros(2), "text_decoder.bert.embeddings.token_type_embeddings.weight": torch.zeros(2, 32)}
+    backbone = start(name, public | more)
+    assert_loaded(backbone, public)
+    found = convert_public(public | more, backbone.host)
+    assert not found.changed and not found.initialised
+    assert [why.partition(",")[0] for why in found.left_out.values()] == ["head of another task", "token types"]
+    deeper = {"text_decoder.bert.encoder.layer.2.output.dense.bias": torch.zeros(32)}
+    with pytest.raises(ValueError, match=r"1 unexpected: text_decoder\.bert\.encoder\.layer\.2\.output\.dense\.bias\n"):
+        start(name, public | deeper)
+
+
+def test_albefs_file_of_pairs(start):
+    """It comes from the task of telling which of two images a text is about."""
+    name = "albef_nlvr shared images"
+    public = {key: value for key, value in public_of(name).items() if not key.startswith("cls_head")}
+    extra = ("ta_head.weight", "ta_head.bias", "vision_proj.weight", "text_proj.bias", "temp")
+    types = {"text_encoder.embeddings.token_type_embeddings.weight": torch.zeros(2, 32)}
+    own = start(name, public | types | {key: torch.zeros(2) for key in extra}).host.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in public.items())
 
 
 def test_momentum_copies_of_a_file_are_taken_if_the_model_has_them(start):

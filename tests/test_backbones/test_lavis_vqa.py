@@ -197,6 +197,40 @@ def test_errors_of_the_config(build, change, message):
         build(**change)
 
 
+WORDS = {"type": "WordTokenizer", "words": ["yes", "no", "red"]}
+
+
+def test_answers_from_a_file(build, tmp_path):
+    """An empty one, which VQAv2's vocabulary has, is its begin and end tokens."""
+    path = tmp_path / "answers.json"
+    path.write_text('["yes", "", "red no"]')
+    backbone = build(answers=str(path), tokenizer=WORDS).backbone
+    assert backbone.answers == ("yes", "", "red no")
+    assert backbone.input_format["num_classes"] == 3
+    rows = zip(backbone.candidate_ids, backbone.candidate_mask, strict=True)
+    assert [ids[real].tolist() for ids, real in rows] == [[0, 4, 2], [0, 2], [0, 6, 5, 2]]
+    assert build().backbone.answers is None
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (None, FileNotFoundError, r"answers\.json': no such file; expected a JSON list .*/vqav2_answers\.py"),
+        ("yes, no", ValueError, r"answers\.json' is no JSON \(Expecting value"),
+        ('{"yes": 0}', ValueError, r"answers\.json' holds \"{'yes': 0}\"; expected a JSON list"),
+        ('["yes", 2]', ValueError, r"holds \"\['yes', 2\]\""),
+        ("[]", ValueError, "answers is empty"),
+    ],
+    ids=["missing", "no JSON", "no list", "no texts", "empty"],
+)
+def test_files_that_hold_no_answers(build, tmp_path, content, error, message):
+    path = tmp_path / "answers.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(error, match=message):
+        build(answers=str(path), tokenizer=WORDS)
+
+
 def test_training_needs_texts(build, inputs_of):
     model = build(num_candidates=2).train()
     with pytest.raises(ValueError, match="expected texts in training; add TokenizeAnswers"):

@@ -72,6 +72,7 @@ def test_distinct_answers_of_a_question_become_texts():
     found = step({"gt_answers": [["red"] * 7 + ["dark blue"] * 3, ["blue"] * 10]})
     assert found["answer_ids"] == [[[0, 4, 2], [0, 6, 5, 2]], [[0, 5, 2]]]
     assert found["answer_weights"] == [[0.7, 0.3], [1.0]]
+    assert step({"gt_answers": [["", "red"] * 5]})["answer_ids"] == [[[0, 2], [0, 4, 2]]]
     assert step({"questions": []}) == {"questions": []}  # a test split has no answers
 
 

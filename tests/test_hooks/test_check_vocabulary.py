@@ -30,6 +30,22 @@ def test_both_numbers_the_data_set_and_the_remedy_are_named():
         check_vocabulary(model(), data(**ANSWERS), "x")
 
 
+def test_answers_are_compared_by_name_where_the_model_knows_them():
+    named = model(3)
+    named.backbone.answers = ("yes", "no", "red")
+    check_vocabulary(named, data(classes=("yes", "no", "red")), "x")
+    with pytest.raises(
+        ValueError,
+        match=r"test_dataloader\.dataset is VQAv2, whose answer 1 is 'red'; model\.backbone\.answers has 'no' there, and 2 of "
+        r"its 3 answers differ: expected the same in the same order",
+    ):
+        check_vocabulary(named, data(dataset_name="VQAv2", classes=("yes", "red", "no")), "test_dataloader.dataset")
+    with pytest.raises(ValueError, match=r"with 2 answers, .* has 3: .* Set model\.backbone\.answers to the data set's list"):
+        check_vocabulary(named, data(**ANSWERS), "x")
+    named.backbone.answers = None  # given as token ids
+    check_vocabulary(named, data(classes=("yes", "red", "no")), "x")
+
+
 def test_what_has_no_answers_is_not_checked():
     check_vocabulary(model(2), data(**ANSWERS), "x")
     check_vocabulary(model(None), data(**ANSWERS), "x")

@@ -35,9 +35,10 @@ SIZES = {
 
 
 @pytest.fixture(autouse=True)
-def plain_dumps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run dumps its config five times, and to lay out so long a one takes yapf a second."""
+def quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run dumps its config five times, and to lay out so long a one takes yapf a second; each data set collects garbage."""
     monkeypatch.setattr("mmengine.config.config.FormatCode", lambda text, **_: (text, True))
+    monkeypatch.setattr("mmengine.dataset.base_dataset.gc.collect", lambda: 0)
 
 
 def task_of(path: Path) -> str:
@@ -139,21 +140,22 @@ def test_train_validate_resume_and_test(small_task, path, tmp_path):
         assert {row["answer"] for row in answers} <= set(official_files.VQA_CLASSES)
 
 
-@pytest.mark.parametrize("path", [path for path in WHOLE if path.stem.endswith("_smarttrim-2x")], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in WHOLE if path.stem.endswith("-2x")], ids=lambda path: path.stem)
 def test_eight_samples_are_learnt_by_heart(small_task, path):
-    """Inputs reach the head: the loss of a batch falls to a tenth, trimmers and all."""
+    """Inputs reach the head, trimmers and all: the loss falls below what the frequencies of the answers give."""
     cfg = read_config(small_task(path), {"model.distillation": None, "model.budget": None})
     cfg.train_dataloader.batch_size = 8
+    cfg.model.backbone.text.update(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     if "task_loss" in cfg.model:
         cfg.model.task_loss.label_smoothing = 0.0
     model = build_model(cfg).train()
     inputs = model.data_preprocessor(next(iter(build_loader(cfg, "train"))), True)["inputs"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
-    while len(losses) < 100 and (not losses or losses[-1] >= 0.1 * losses[0]):
+    while len(losses) < 100 and (not losses or losses[-1] >= 0.06 * losses[0]):
         optimizer.zero_grad()
         loss = model.loss(inputs)["loss_task"]
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.1 * losses[0]
+    assert losses[-1] < 0.06 * losses[0]

@@ -1,5 +1,5 @@
-# METER's fine-tuning recipe for VQAv2 (arXiv 2111.02387): AdamW, batch 512, head x50 and fusion x5 the learning rate (transforms
-# and poolers too, token types not), 10 % warm-up, linear decay to 0; biases and norms without weight decay.
+# METER's fine-tuning recipe for VQAv2 (arXiv 2111.02387): AdamW, batch 512, head x50 and fusion x5 the learning rate (with its
+# transforms and poolers, without the token types), 10 % warm-up, linear decay to 0; no weight decay of biases and norms.
 max_iters = 10_000
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=1000)
 val_cfg = dict(type="ValLoop")

@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from smarttrim_mm.datasets.tokenizers import Tokenizer
+from smarttrim_mm.evaluation.sample_fields import right_answer
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
 from smarttrim_mm.structures import Layout, VLMInputs
 
@@ -66,7 +66,7 @@ def trace_pairs(model: TrimmedVLM, loader: DataLoader, item: int, question: int)
     dataset: BaseDataset = loader.dataset
     chosen = dataset[item]
     sample: DataSample = chosen["data_samples"]
-    answer = _right_answer(sample, question, dataset.metainfo.get("classes"))
+    answer = right_answer(sample.to_dict(), question, dataset.metainfo.get("classes"))
     text = sample.questions[question]
     for name in ("input_ids", "question_ids"):
         sample.set_field(sample.get(name)[question : question + 1], name)
@@ -205,14 +205,6 @@ def _prediction(model: TrimmedVLM, logits: Tensor, classes: Sequence[str] | None
         return f"score {float(logits[0]):.2f}"
     predicted = int(logits.argmax())
     return classes[predicted] if classes else f"class {predicted}"
-
-
-def _right_answer(sample: DataSample, question: int, classes: Sequence[str] | None) -> str | None:
-    if "answers" in sample:
-        return sample.answers[question]
-    if "gt_answers" in sample:
-        return Counter(sample.gt_answers[question]).most_common(1)[0][0]
-    return classes[int(sample.targets[question])] if classes and "targets" in sample else None
 
 
 def _tokenizer(dataset: BaseDataset) -> Tokenizer:

@@ -17,6 +17,7 @@ VQA_TRAIN = {
 VQA_VAL = {42: [("Is there a cat?", ["no"] * 9 + ["yes"]), ("What is it worth?", ["sixpence"] * 10)]}
 VQA_TEST = {1: ["Is it a dog?", "What color?"], 16: ["How many?"]}
 VQA_CLASSES = ["red", "blue", "yes", "no", "2", "green"]
+NLVR2_SENTENCES = [("10-0-0", "True"), ("10-0-1", "False"), ("7-2-0", "False")]
 SNLI_ROWS = [
     ("100", "A man sleeps.", "contradiction"),
     ("200", "A dog runs. ", "entailment"),
@@ -60,10 +61,10 @@ def _change(row: dict, changes: dict) -> None:
             del row[key]
 
 
-def write_vqav2(root: Path, classes: Sequence[str] = VQA_CLASSES) -> Path:
-    """VQAv2: three images for training, one for validation, two for testing, of which test-dev has the first."""
+def write_vqav2(root: Path, classes: Sequence[str] = VQA_CLASSES, train: dict = VQA_TRAIN) -> Path:
+    """VQAv2: three images for training (or others), one for validation, two for testing, of which test-dev has the first."""
     write_json(root / "answers.json", list(classes))
-    for name, images in (("train2014", VQA_TRAIN), ("val2014", VQA_VAL)):
+    for name, images in (("train2014", train), ("val2014", VQA_VAL)):
         questions, annotations = [], []
         for image_id, pairs in images.items():
             write_image(root / name / f"COCO_{name}_{image_id:012d}.jpg")
@@ -100,11 +101,12 @@ def _vqa_file(subtype: str, key: str, rows: list[dict]) -> dict:
     return {**common, "task_type": "Open-Ended", key: rows}
 
 
-def write_nlvr2(root: Path) -> Path:
-    """NLVR2: three sentences a split, the first two about the same pair of images."""
+def write_nlvr2(root: Path, sentences: Sequence[tuple[str, str]] = NLVR2_SENTENCES) -> Path:
+    """NLVR2: sentences with their labels, the same in each split; by default three, two of them about one pair of images."""
     for split in ("train", "dev", "test1"):
         rows = []
-        for identifier, label in ((f"{split}-10-0-0", "True"), (f"{split}-10-0-1", "False"), (f"{split}-7-2-0", "False")):
+        for number, label in sentences:
+            identifier = f"{split}-{number}"
             row = {"sentence": f"There are dogs in {identifier}.", "label": label, "identifier": identifier, "synset": "dog"}
             directory = 40 + len(rows) // 2
             for side in (0, 1):
@@ -154,10 +156,10 @@ def write_karpathy(root: Path, source: str, images: int = 8) -> Path:
         if source == "coco":
             folder = "train2014" if split == "train" else "val2014"
             row |= {"filepath": folder, "filename": f"COCO_{folder}_{1000 + imgid:012d}.jpg", "cocoid": 1000 + imgid}
-            write_image(root / folder / row["filename"])
+            write_image(root / folder / row["filename"], value=23 * imgid % 256)
         else:
             row |= {"filename": f"{1000 + imgid}.jpg"}
-            write_image(root / "flickr30k-images" / row["filename"])
+            write_image(root / "flickr30k-images" / row["filename"], value=23 * imgid % 256)
         rows.append(row)
     write_json(root / f"dataset_{source}.json", {"images": rows, "dataset": source})
     return root

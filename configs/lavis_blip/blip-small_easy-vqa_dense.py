@@ -45,4 +45,11 @@ model = dict(
     policy=dict(type="Dense"),
     task_loss=dict(type="AnswerGeneration"),
 )
+
+max_iters = 3400
+train_cfg = dict(max_iters=max_iters, val_interval=850)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, end=100),
+    dict(type="CosineAnnealingLR", by_epoch=False, begin=100, T_max=max_iters - 100, eta_min=0.0),
+]
 optim_wrapper = dict(paramwise_cfg=dict(bypass_duplicate=True))  # the decoder's head is its embedding

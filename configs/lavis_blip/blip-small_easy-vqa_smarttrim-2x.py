@@ -1,5 +1,5 @@
 # python tools/train.py configs/lavis_blip/blip-small_easy-vqa_smarttrim-2x.py \
-#     --cfg-options load_from=work_dirs/blip-small_easy-vqa_dense/iter_1700.pth
+#     --cfg-options load_from=work_dirs/blip-small_easy-vqa_dense/iter_3400.pth
 _base_ = "blip-small_easy-vqa_dense.py"
 
 model = dict(

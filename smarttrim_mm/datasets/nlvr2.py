@@ -67,7 +67,7 @@ class NLVR2(VisionLanguageDataset):
                 raise ValueError(f"{where} has label={label!r}: expected 'True' or 'False'; correct the row")
             folder = Path(self.data_root) / "images" / split
             if split == "train":
-                folder /= str(field(row, "directory", int, where))
+                folder /= str(field(row, "directory", (int, str), where))
             pair = identifier.rpartition("-")[0]
             return {
                 "img_paths": [str(folder / f"{pair}-img{side}.png") for side in (0, 1)],

@@ -1,6 +1,6 @@
 """Sets a trained policy to a wanted speed-up: bisects its one knob on held-out data.
 
-The speed-up is that of the whole model, mean dense over mean decided multiply-adds per image-question pair, the policy's own
+The speed-up is that of the whole model, mean dense over mean decided multiply-adds per sample, the policy's own
 compute included.
 """
 
@@ -34,10 +34,10 @@ class Measurement:
     Attributes:
         knob: The policy's knob in this pass.
         accuracy: Share of right answers, 0-1.
-        multiply_adds: Decided, mean per pair.
-        dense_multiply_adds: Of the untrimmed model, mean per pair.
-        least_multiply_adds: If only protected tokens and no head that the policy decides on were kept, mean per pair.
-        pairs: Image-question pairs.
+        multiply_adds: Decided, mean per sample.
+        dense_multiply_adds: Of the untrimmed model, mean per sample.
+        least_multiply_adds: If only protected tokens and no head that the policy decides on were kept, mean per sample.
+        samples: What is answered at once: image-question pairs, sentences with their images, images that texts are ranked for.
     """
 
     knob: float
@@ -45,7 +45,7 @@ class Measurement:
     multiply_adds: float
     dense_multiply_adds: float
     least_multiply_adds: float
-    pairs: int
+    samples: int
 
     @property
     def speedup(self) -> float:
@@ -179,21 +179,21 @@ def measure(model: TrimmedVLM, batches: Iterable[VLMInputs]) -> Measurement:
     Raises:
         ValueError: If there are no batches, or they have no targets.
     """
-    right = pairs = 0
+    right = samples = 0
     totals = torch.zeros(3, dtype=torch.float64)
     for inputs in batches:
         if inputs.targets is None:
             raise ValueError("inputs.targets is None; calibration needs data with answers, to show what the trimming costs")
         logits, record = model.trace(inputs)
         right += int(is_right(logits, inputs.targets).sum())
-        pairs += len(logits)
+        samples += len(logits)
         costs = (record.multiply_adds(), record.dense_multiply_adds(), record.least_multiply_adds())
         totals += torch.stack(costs).double().sum(1).cpu()
-    if pairs == 0:
+    if samples == 0:
         raise ValueError("there are no batches to measure; check the config's val_dataloader and --max-batches")
-    decided, dense, least = (totals / pairs).tolist()
+    decided, dense, least = (totals / samples).tolist()
     knob = model.policy.get_knob() if model.policy.knob is not None else float("nan")
-    return Measurement(knob, right / pairs, decided, dense, least, pairs)
+    return Measurement(knob, right / samples, decided, dense, least, samples)
 
 
 def check_request(model: TrimmedVLM, speedup: float, margin: float, tolerance: float) -> Knob:
@@ -326,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> Calibration:
         "source": args.checkpoint,
         "knob": knob.name,
         "target": found.target,
-        "pairs": found.after.pairs,
+        "samples": found.after.samples,
         "before": summary(found.before),
         "after": summary(found.after),
     }
@@ -334,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> Calibration:
     if args.work_dir is not None:
         content = {**record, "passes": [summary(at) for at in found.passes]}
         write_atomically(Path(args.work_dir) / "calibration.json", (json.dumps(content, indent=1) + "\n").encode())
-    print(f"{calibration_table(found, knob.name)}\non {found.after.pairs} pairs of the val data; written to {args.out}")
+    print(f"{calibration_table(found, knob.name)}\non {found.after.samples} samples of the val data; written to {args.out}")
     if found.after.speedup > found.target * (1 + args.margin) * (1 + _JUMP):
         print(f"The ratio jumps here: no {knob.name} that was tried lies nearer to {found.target:g}x.")
     return found

@@ -10,7 +10,7 @@ from smarttrim_mm.engine.building import build_loader, build_model, read_config
 from smarttrim_mm.engine.progress import Progress
 from smarttrim_mm.visualization.curves import draw_curves, read_curves
 from smarttrim_mm.visualization.kept_patches import draw_kept
-from smarttrim_mm.visualization.traces import choose_pairs, locate_pairs, trace_pair
+from smarttrim_mm.visualization.traces import PairTrace, choose_pairs, locate_pairs, trace_pairs
 
 PATCHES, CURVES = "pruned_patches.png", "training_curves.png"
 
@@ -65,9 +65,9 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
     numbers = args.indices
     pairs = locate_pairs(loader.dataset, numbers) if numbers else choose_pairs(model, loader, args.num, args.seed)
     bar = Progress("drawing", len(pairs))
-    traces = []
+    traces: list[PairTrace] = []
     for item, question in pairs:
-        traces.append(trace_pair(model, loader, item, question))
+        traces += trace_pairs(model, loader, item, question)
         bar.advance()
     pictures = [draw_kept(traces, Path(args.out) / PATCHES, f"{type(model.policy).__name__}: what is left at each layer")]
     bar.close()

@@ -5,6 +5,7 @@ from typing import Any
 
 from mmengine.evaluator import BaseMetric
 
+from smarttrim_mm.evaluation.sample_fields import right_answer
 from smarttrim_mm.registry import METRICS
 
 _BEST = 10  # texts of an image in retrieval
@@ -17,8 +18,9 @@ class AnswerDump(BaseMetric):
     Attributes:
         answers: After the evaluation, on the main process: dicts with ``question_id``, ``image_id``, ``question``,
             ``prediction`` (a class index; ``predicted_answer`` its name, where the data set names its classes), ``score``
-            (its probability, 0-1), and where known ``answer`` and ``multiply_adds``. Of retrieval, one an image: ``image_id``,
-            and ``text_ids`` and ``scores`` of the ten best texts, best first.
+            (its probability, 0-1), and where known ``answer`` (of several people's, the most frequent), ``identifier`` (of
+            NLVR2) and ``multiply_adds``. Of retrieval, one an image: ``image_id``, and ``text_ids`` and ``scores`` of the ten
+            best texts, best first.
     """
 
     default_prefix = "answers"
@@ -55,8 +57,11 @@ class AnswerDump(BaseMetric):
                 }
                 if classes is not None:
                     record["predicted_answer"] = classes[prediction]
-                if "answers" in sample:
-                    record["answer"] = sample["answers"][i]
+                answer = right_answer(sample, i, classes)
+                if answer is not None:
+                    record["answer"] = answer
+                if "identifiers" in sample:
+                    record["identifier"] = sample["identifiers"][i]
                 if spent is not None:
                     record["multiply_adds"] = float(spent[i])
                 records.append(record)

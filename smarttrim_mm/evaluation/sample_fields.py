@@ -1,6 +1,7 @@
 """What the metrics ask of a data sample's fields, with errors that name them."""
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from mmengine.evaluator import BaseMetric
@@ -76,6 +77,21 @@ def predicted_answers(metric: BaseMetric, sample: Mapping[str, Any], *per_questi
             "columns, one for each of dataset_meta['classes']; evaluate with the data set that the model was trained for"
         )
     return [names[prediction] for prediction in predictions]
+
+
+def right_answer(sample: Mapping[str, Any], question: int, classes: Sequence[str] | None) -> str | None:
+    """The answer of a data sample's question in words; of several people's, the most frequent; None where it is not known.
+
+    Args:
+        sample: Has ``answers``, ``gt_answers`` or ``targets``, or none of them.
+        question: Which of its questions.
+        classes: Names of the classes; None: the data set does not name them.
+    """
+    if "answers" in sample:
+        return sample["answers"][question]
+    if "gt_answers" in sample:
+        return Counter(sample["gt_answers"][question]).most_common(1)[0][0]
+    return classes[int(sample["targets"][question])] if classes and "targets" in sample else None
 
 
 def merge_unique(results: Iterable[Iterable[tuple[Key, Value]]], what: str) -> dict[Key, Value]:

@@ -16,7 +16,7 @@ MAX_COLUMNS = 9  # layers drawn of a deep model
 MAX_LINES = 6  # lines of a question
 _WORD_SIZES = (8, 7, 6, 5)
 _PANEL, _TEXT_PANEL = 1.15, 3.9  # inches
-_GREY, _RIGHT, _WRONG = "#9a9a9a", "#1a7f37", "#b42318"
+_GREY, _RIGHT, _WRONG, _UNKNOWN = "#9a9a9a", "#1a7f37", "#b42318", "#333333"
 _LEGEND = "Grey patches and struck words are left out from that layer on; the class token and the text's ends always stay."
 _MILLION = 1e6
 
@@ -136,9 +136,10 @@ def _draw_question(panel: Axes, trace: PairTrace) -> None:
     lines = question_lines(trace.kept_words)
     height = 1 / (max(len(lines), 3) + 2.2)  # of the panel, per line
     y = 1 - 0.5 * height
-    right = trace.answer is None or trace.predicted == trace.answer
-    text = f"answer: {trace.predicted}" + ("" if right else f"   (right: {trace.answer})")
-    panel.text(0, y, text, fontsize=9, weight="bold", color=_RIGHT if right else _WRONG, va="center")
+    wrong = trace.answer not in (None, trace.predicted)
+    text = f"answer: {trace.predicted}" + (f"   (right: {trace.answer})" if wrong else "")
+    color = _UNKNOWN if trace.answer is None else _WRONG if wrong else _RIGHT
+    panel.text(0, y, text, fontsize=9, weight="bold", color=color, va="center")
     y -= 1.15 * height
     for name, kept in lines:
         panel.text(0, y, name, fontsize=7, color="#333333", va="center")

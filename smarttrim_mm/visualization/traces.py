@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from mmengine.dataset import BaseDataset
+from mmpretrain.structures import DataSample
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from smarttrim_mm.datasets.tokenizers import Tokenizer
+from smarttrim_mm.evaluation.sample_fields import right_answer
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
 from smarttrim_mm.structures import Layout, VLMInputs
 
@@ -29,10 +31,10 @@ class PairTrace:
         words: The question's words and punctuation marks, W.
         patches: Per step that holds the image (``'image.3'``), the kept patches, bool [rows, columns].
         kept_words: Per step that holds the text, the words of which something is kept, bool [W].
-        predicted: The model's answer.
-        answer: The right one; None where unknown.
-        multiply_adds: Decided compute.
-        dense_multiply_adds: Compute of the untrimmed model.
+        predicted: The model's answer; of a ranking head, the pair's score.
+        answer: The right one, or what most people said; None where unknown.
+        multiply_adds: Decided compute, of all images of the question.
+        dense_multiply_adds: Compute of the untrimmed model, likewise.
     """
 
     pixels: np.ndarray
@@ -46,43 +48,53 @@ class PairTrace:
 
 
 @torch.inference_mode()
-def trace_pair(model: TrimmedVLM, loader: DataLoader, item: int, question: int) -> PairTrace:
-    """Runs one pair on its own and notes what was kept.
+def trace_pairs(model: TrimmedVLM, loader: DataLoader, item: int, question: int) -> list[PairTrace]:
+    """Runs one question on its own and notes what was kept.
 
     Args:
         model: The model, in evaluation mode.
         loader: Gives the data set and how its items are put together.
-        item: Number of the item (an image with its questions).
+        item: Number of the item (an image, or several, with questions).
         question: Which of its questions.
 
+    Returns:
+        The question with its image, or with each of its images in turn.
+
     Raises:
-        ValueError: If the patches of the image do not form a square.
+        ValueError: If the patches of an image do not form a square.
     """
     dataset: BaseDataset = loader.dataset
-    data = model.data_preprocessor(loader.collate_fn([dataset[item]]), False)
-    sample = data["data_samples"][0]
-    inputs: VLMInputs = data["inputs"].select(torch.tensor([question], device=data["inputs"].input_ids.device))
+    chosen = dataset[item]
+    sample: DataSample = chosen["data_samples"]
+    answer = right_answer(sample.to_dict(), question, dataset.metainfo.get("classes"))
+    text = sample.questions[question]
+    for name in ("input_ids", "question_ids"):
+        sample.set_field(sample.get(name)[question : question + 1], name)
+    inputs: VLMInputs = model.data_preprocessor(loader.collate_fn([chosen]), False)["inputs"]
     logits, record = model.trace(inputs)
-    classes = dataset.metainfo.get("classes")
-    predicted = int(logits[0].argmax())
-    words, spans = word_spans(sample.questions[question], _tokenizer(dataset), int(inputs.text_mask[0].sum()))
-    patches, kept_words = {}, {}
-    for entry in record.steps:
-        if IMAGE in entry.tokens:
-            patches[entry.step.name] = patch_grid(entry.tokens[IMAGE])
-        if TEXT in entry.tokens:
-            kept = entry.tokens[TEXT].kept_grid()[0].cpu().numpy()
-            kept_words[entry.step.name] = np.array([kept[begin:end].any() for begin, end in spans])
-    return PairTrace(
-        pixels=_pixels(model, inputs.images[0]),
-        words=tuple(words),
-        patches=patches,
-        kept_words=kept_words,
-        predicted=classes[predicted] if classes else f"class {predicted}",
-        answer=sample.answers[question] if "answers" in sample else None,
-        multiply_adds=float(record.multiply_adds()[0]),
-        dense_multiply_adds=float(record.dense_multiply_adds()[0]),
-    )
+    words, spans = word_spans(text, _tokenizer(dataset), int(inputs.text_mask[0].sum()))
+
+    def trace(image: int) -> PairTrace:
+        patches, kept_words = {}, {}
+        for entry in record.steps:
+            if IMAGE in entry.tokens:
+                patches[entry.step.name] = patch_grid(entry.tokens[IMAGE], image)
+            if TEXT in entry.tokens:
+                kept = entry.tokens[TEXT].kept_grid().cpu().numpy()
+                kept = kept[image if len(kept) > 1 else 0]  # all images read one encoding of the text
+                kept_words[entry.step.name] = np.array([kept[begin:end].any() for begin, end in spans])
+        return PairTrace(
+            pixels=_pixels(model, inputs.images[image]),
+            words=tuple(words),
+            patches=patches,
+            kept_words=kept_words,
+            predicted=_prediction(model, logits[0], dataset.metainfo.get("classes")),
+            answer=answer,
+            multiply_adds=float(record.multiply_adds()[0]),
+            dense_multiply_adds=float(record.dense_multiply_adds()[0]),
+        )
+
+    return [trace(image) for image in range(len(inputs.images))]
 
 
 @torch.inference_mode()
@@ -152,13 +164,13 @@ def locate_pairs(dataset: BaseDataset, numbers: Sequence[int]) -> list[tuple[int
     return [every[number] for number in numbers]
 
 
-def patch_grid(layout: Layout) -> np.ndarray:
-    """Kept patches of the first instance, bool [rows, columns]; the class token is left out.
+def patch_grid(layout: Layout, instance: int = 0) -> np.ndarray:
+    """Kept patches of an instance, bool [rows, columns]; the class token is left out.
 
     Raises:
         ValueError: If they do not form a square.
     """
-    kept = layout.kept_grid()[0].cpu().numpy()
+    kept = layout.kept_grid()[instance].cpu().numpy()
     kept = kept if layout.guide_index is None else kept[1:]
     side = math.isqrt(len(kept))
     if side * side != len(kept):
@@ -185,6 +197,14 @@ def word_spans(question: str, tokenizer: Tokenizer, length: int) -> tuple[list[s
             spans.append((begin, end))
             begin = end
     return words, spans
+
+
+def _prediction(model: TrimmedVLM, logits: Tensor, classes: Sequence[str] | None) -> str:
+    """The answer of one sample in words, from its logits [C]."""
+    if model.ranks_texts:
+        return f"score {float(logits[0]):.2f}"
+    predicted = int(logits.argmax())
+    return classes[predicted] if classes else f"class {predicted}"
 
 
 def _tokenizer(dataset: BaseDataset) -> Tokenizer:

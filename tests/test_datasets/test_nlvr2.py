@@ -25,6 +25,11 @@ def test_items(root):
     assert dataset[2]["img_paths"][1] == f"{root}/images/train/41/train-7-2-img1.png"
 
 
+def test_a_directory_may_be_text(root):
+    edit_line(root / "train.json", 0, directory="40")
+    assert NLVR2(split="train", data_root=str(root))[0]["img_paths"][0] == f"{root}/images/train/40/train-10-0-img0.png"
+
+
 @pytest.mark.parametrize("split", ["dev", "test1"])
 def test_other_splits_have_no_directory(root, split):
     dataset = NLVR2(split=split, data_root=str(root))

@@ -87,7 +87,7 @@ def test_measurement_is_that_of_all_pairs(small_model, batches):
     with torch.inference_mode():
         traces = [model.trace(inputs) for inputs in data]
     right = [(logits.argmax(-1) == inputs.targets) for (logits, _), inputs in zip(traces, data, strict=True)]
-    assert at.pairs == 12
+    assert at.samples == 12
     assert at.accuracy == pytest.approx(torch.cat(right).float().mean().item())
     assert at.multiply_adds == pytest.approx(torch.cat([r.multiply_adds() for _, r in traces]).mean().item(), rel=1e-6)
     assert at.least_multiply_adds < at.multiply_adds < at.dense_multiply_adds
@@ -151,7 +151,7 @@ def test_tool_calibrates_on_held_out_training_images(small_config, small_checkpo
     out = str(tmp_path / "calibrated.pth")
     found = calibration.main([config, source, "--speedup", "1.5", "--out", out, "--work-dir", str(tmp_path / "notes")])
     val = calibration.build_loader(calibration.read_config(config), "val").dataset
-    assert found.after.pairs == sum(len(val.get_data_info(i)["questions"]) for i in range(len(val)))
+    assert found.after.samples == sum(len(val.get_data_info(i)["questions"]) for i in range(len(val)))
     assert found.after.speedup >= 1.5
     knob = load_checkpoint_file(out)["state_dict"]["policy.knob_value"]
     assert knob.item() == pytest.approx(found.after.knob)

@@ -61,6 +61,17 @@ def test_a_deep_model_gets_no_wider_than_the_limit(trace, tmp_path, pixels):
     assert wide.shape == pixels(draw_kept([at_limit], tmp_path / "limit.png")).shape
 
 
+@pytest.mark.parametrize(
+    ("answer", "color", "text"), [("yes", "#1a7f37", ""), ("no", "#b42318", "   (right: no)"), (None, "#333333", "")]
+)
+def test_an_answer_is_green_only_if_it_is_known_to_be_right(trace, answer, color, text):
+    figure = Figure()
+    FigureCanvasAgg(figure)
+    panel = figure.add_axes((0, 0, 1, 1))
+    kept_patches._draw_question(panel, dataclasses.replace(trace, answer=answer))
+    assert (panel.texts[0].get_text(), panel.texts[0].get_color()) == (f"answer: yes{text}", color)
+
+
 @pytest.mark.parametrize("words", [4, 10, 40])
 def test_words_do_not_overlap_and_stay_in_their_panel(words):
     figure = Figure(figsize=(3.9, 1.4), dpi=160)

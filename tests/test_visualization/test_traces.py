@@ -2,14 +2,18 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import official_files
 import pytest
 import torch
+from mmengine.dataset import pseudo_collate
+from torch.utils.data import DataLoader
 
 from smarttrim_mm.datasets.tokenizers import WordTokenizer
 from smarttrim_mm.engine.building import build_loader, build_model, read_config
+from smarttrim_mm.registry import DATASETS
 from smarttrim_mm.structures import TokenStream
 from smarttrim_mm.testing import excite
-from smarttrim_mm.visualization.traces import choose_pairs, locate_pairs, patch_grid, spread, trace_pair, word_spans
+from smarttrim_mm.visualization.traces import choose_pairs, locate_pairs, patch_grid, spread, trace_pairs, word_spans
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "meter" / "quickstart_smarttrim.py")
 
@@ -70,7 +74,7 @@ def test_trace_of_a_pair_is_that_of_the_model(model_and_loader):
     model, loader = model_and_loader
     (item, question), *_ = chosen = choose_pairs(model, loader, 3)
     assert len({item for item, _ in chosen}) == 3
-    traces = [trace_pair(model, loader, *pair) for pair in chosen]
+    traces = [trace for pair in chosen for trace in trace_pairs(model, loader, *pair)]
     assert [trace.multiply_adds for trace in traces] == sorted(trace.multiply_adds for trace in traces)
     trace, data = traces[0], loader.dataset[item]
     assert (trace.pixels == data["inputs"].flip(0).permute(1, 2, 0).numpy()).all()  # RGB
@@ -89,7 +93,7 @@ def test_trace_of_a_pair_is_that_of_the_model(model_and_loader):
 
 def test_tokens_once_dropped_stay_dropped(model_and_loader):
     model, loader = model_and_loader
-    trace = trace_pair(model, loader, 0, 0)
+    (trace,) = trace_pairs(model, loader, 0, 0)
     grids = list(trace.patches.values())
     assert all((later <= before).all() for before, later in pairwise(grids))
     assert isinstance(grids[0], np.ndarray)
@@ -101,3 +105,47 @@ def test_pairs_are_found_by_their_number(model_and_loader):
     assert locate_pairs(dataset, [0, first - 1, first]) == [(0, 0), (0, first - 1), (1, 0)]
     with pytest.raises(ValueError, match=r"indices holds \[-1, 99999\]; this split has the image-question pairs 0 to"):
         locate_pairs(dataset, [0, -1, 99999])
+
+
+TASKS = {
+    "VQAv2": ({"num_classes": 6}, {"split": "val", "num_classes": 6}, "no"),
+    "NLVR2": ({"num_classes": 2, "head_name": "nlvr2_classifier", "images_per_text": 2}, {"split": "dev"}, "True"),
+    "SNLIVE": ({"num_classes": 3}, {"split": "dev"}, "contradiction"),
+    "KarpathyRetrieval": ({"num_classes": None}, {"split": "val", "source": "flickr30k"}, None),
+}
+WRITERS = {
+    "VQAv2": official_files.write_vqav2,
+    "NLVR2": official_files.write_nlvr2,
+    "SNLIVE": official_files.write_snli_ve,
+    "KarpathyRetrieval": lambda root: official_files.write_karpathy(root, "flickr30k"),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_is_traced(task, make_model, tmp_path):
+    """An answer is called right only where the data say so; of two images each is drawn, and their text is counted once."""
+    head, settings, answer = TASKS[task]
+    words = {"type": "WordTokenizer", "words": ["there", "are", "dogs", "in", "is", "a", "man", "cat", "caption"]}
+    load = {"type": "LoadImages", "transforms": [{"type": "ResizeAndCrop"}]} if task == "NLVR2" else {"type": "LoadImage"}
+    steps = [load, *([] if task == "NLVR2" else [{"type": "ResizeAndCrop"}])]
+    pipeline = [*steps, {"type": "TokenizeQuestions", "tokenizer": words, "max_length": 16}, {"type": "PackVLInputs"}]
+    root = str(WRITERS[task](tmp_path))
+    dataset = DATASETS.build({"type": task, "data_root": root, "image_size": 32, "pipeline": pipeline, **settings})
+    policy = {"type": "SmartTrim", "stable_init": False}
+    model = make_model(policy, head, data_preprocessor={"type": "VisionLanguagePreprocessor"})
+    loader = DataLoader(dataset, batch_size=1, collate_fn=pseudo_collate)
+    images = model.backbone.images_per_text
+    traces = trace_pairs(model, loader, 0, 0)
+    assert [trace.answer for trace in traces] == [answer] * images
+    assert (traces[0].predicted.split()[0] == "score") == (answer is None)
+    pixels = dataset[0]["inputs"].view(images, 3, 32, 32).flip(1).permute(0, 2, 3, 1).numpy()
+    assert all((trace.pixels == image).all() for trace, image in zip(traces, pixels, strict=True))
+    with torch.inference_mode():
+        data = pseudo_collate([dataset[0]])
+        inputs = model.data_preprocessor(data, False)["inputs"]
+        record = model.trace(inputs if task == "NLVR2" else inputs.select(torch.tensor([0])))[1]
+    assert traces[0].multiply_adds == pytest.approx(float(record.multiply_adds()[0]))
+    layer = next(entry for entry in record.steps if entry.step.name == "fusion.1")
+    for number, trace in enumerate(traces):
+        assert (trace.patches["fusion.1"] == patch_grid(layer.tokens["image"], number)).all()
+        assert len(trace.kept_words["fusion.1"]) == len(trace.kept_words["text.0"]) == len(trace.words)

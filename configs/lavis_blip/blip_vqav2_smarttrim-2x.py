@@ -1,4 +1,5 @@
-# BLIP fine-tuned on the task with SmartTrim at half its multiply-adds, from BLIP's fine-tuned file:
+# BLIP fine-tuned on the task with SmartTrim at half the multiply-adds of a training; a test, which ranks more answers, saves
+# less (docs/lavis.md). From BLIP's fine-tuned file:
 # bash tools/dist_train.sh configs/lavis_blip/blip_vqav2_smarttrim-2x.py 8 --amp \
 #     --cfg-options model.backbone.checkpoint=model_base_vqa_capfilt_large.pth train_dataloader.batch_size=32
 _base_ = "blip_vqav2_dense.py"

@@ -119,6 +119,11 @@ def test_other_speeds_train(small_task, path, tmp_path):
 @pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.stem)
 def test_train_validate_resume_and_test(small_task, path, tmp_path):
     config, work_dir = small_task(path), tmp_path / "work"
+
+    def named(name: str) -> list[str]:
+        """Runs that begin within one second would be of one name, and share what mmengine keeps by it."""
+        return ["--cfg-options", f"experiment_name={path.stem}_{name}"]
+
     cli.train([config, "--work-dir", str(work_dir)])
     straight = load_checkpoint_file(work_dir / "iter_4.pth")["state_dict"]
     public = load_checkpoint_file(tmp_path / "public.pth")["model"]
@@ -127,10 +132,10 @@ def test_train_validate_resume_and_test(small_task, path, tmp_path):
     largest = max(float((trained[key] - public[key]).abs().max()) for key in public)
     assert 0 < largest < 1e-3, "4 steps at 3e-5 or less from the public checkpoint"
     (work_dir / "iter_4.pth").unlink()  # as if it had been killed before
-    cli.train([config, "--work-dir", str(work_dir), "--resume", str(work_dir / "iter_2.pth")])
+    cli.train([config, "--work-dir", str(work_dir), "--resume", str(work_dir / "iter_2.pth"), *named("resumed")])
     content = load_checkpoint_file(work_dir / "iter_4.pth")
     assert all(torch.equal(value, straight[key]) for key, value in content["state_dict"].items())
-    metrics = cli.test([config, str(work_dir / "iter_4.pth"), "--work-dir", str(tmp_path / "test")])
+    metrics = cli.test([config, str(work_dir / "iter_4.pth"), "--work-dir", str(tmp_path / "test"), *named("tested")])
     metric = TASKS[task_of(path)][2]
     if metric is not None:
         assert 0 <= metrics[metric] <= 100

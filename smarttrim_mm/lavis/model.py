@@ -168,7 +168,7 @@ class TrimmedModel(BaseModel):
         """LAVIS's tasks call this: schedules go to where the training is now, and the report begins anew."""
         super().before_evaluation(**kwargs)
         if self._at is not None:
-            self._apply(*self._at)
+            self._go_to(*self._at)
         self._spent.zero_()
 
     def compute_report(self) -> dict[str, float]:
@@ -199,10 +199,10 @@ class TrimmedModel(BaseModel):
             )
         done = samples["epoch"] * samples["num_iters_per_epoch"] + samples["iters"]
         all_of_them = max(round((self._epochs or 0) * samples["num_iters_per_epoch"]), 1)
-        self._apply(done, all_of_them)
+        self._go_to(done, all_of_them)
         self._at = (done + 1, all_of_them)
 
-    def _apply(self, done: int, all_of_them: int) -> None:
+    def _go_to(self, done: int, all_of_them: int) -> None:
         for hook in self._schedules:
             hook.apply(self, hook.progress(done, all_of_them))
 

@@ -12,15 +12,17 @@ from smarttrim_mm.backbones.lavis import import_lavis
 from smarttrim_mm.lavis.model import TrimmedModel
 from smarttrim_mm.lavis.rebound import rebound
 
+registry: Any = import_lavis("lavis").registry
 RunnerBase: Any = import_lavis("lavis.runners.runner_base").RunnerBase
+import_lavis("lavis.common.optims")  # registers the learning rate schedules, which LAVIS leaves to its train.py
 
 
-@import_lavis("lavis").registry.register_runner("smarttrim_runner")
+@registry.register_runner("smarttrim_runner")
 class Runner(RunnerBase):
     """LAVIS's ``RunnerBase`` on any device, alone or with others; the evaluations' log says what predictions took.
 
-    ``RunnerBase`` prefetches to a CUDA stream, moves evaluation batches to CUDA, has no model on a CPU, and waits for other
-    processes where there are none. All else is its own.
+    ``RunnerBase`` prefetches to a CUDA stream, moves evaluation batches to CUDA, has no model on a CPU, waits for other
+    processes where there are none, and runs once in a process. All else is its own.
 
     Args:
         cfg: LAVIS's ``Config``.
@@ -45,6 +47,12 @@ class Runner(RunnerBase):
                 model = DistributedDataParallel(model, device_ids=[self.config.run_cfg.gpu] if self.cuda_enabled else None)
             self._wrapped_model = model
         return self._wrapped_model
+
+    def setup_output_dir(self) -> None:
+        """LAVIS's own, which a process can call once, for every run of a process."""
+        for name in ("result_dir", "output_dir"):
+            registry.mapping["paths"].pop(name, None)
+        super().setup_output_dir()
 
     def create_loaders(self, *args: Any, **kwargs: Any) -> Any:
         """LAVIS's own; without CUDA nothing is prefetched or pinned."""

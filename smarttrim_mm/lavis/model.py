@@ -250,6 +250,7 @@ def trimmed_class(arch: str, adapter: type[LavisBackbone], host_class: Any) -> t
 def _identities(samples: Mapping[str, Any], count: int) -> Tensor:
     """Stable numbers of the samples of a batch, long [G], where its data set has them."""
     for name in ("question_id", "instance_id"):
-        if name in samples:
-            return torch.as_tensor([int(each) for each in samples[name]])
+        given = [str(int(each) if isinstance(each, Tensor) else each) for each in samples.get(name, ())]
+        if given and all(each.isdecimal() for each in given):
+            return torch.tensor([int(each) for each in given])
     return torch.arange(count)

@@ -19,10 +19,11 @@ import_lavis("lavis.common.optims")  # registers the learning rate schedules, wh
 
 @registry.register_runner("smarttrim_runner")
 class Runner(RunnerBase):
-    """LAVIS's ``RunnerBase`` on any device, alone or with others; the evaluations' log says what predictions took.
+    """LAVIS's ``RunnerBase`` on a CPU too, and without ``torchrun``; the evaluations' log says what predictions took.
 
     ``RunnerBase`` prefetches to a CUDA stream, moves evaluation batches to CUDA, has no model on a CPU, waits for other
-    processes where there are none, and runs once in a process. All else is its own.
+    processes where there are none, and runs once in a process. All else is its own. Several processes need CUDA, as
+    LAVIS's log does.
 
     Args:
         cfg: LAVIS's ``Config``.
@@ -44,7 +45,7 @@ class Runner(RunnerBase):
         if self._wrapped_model is None:
             model = self._model.to(self.device)
             if self.use_distributed:
-                model = DistributedDataParallel(model, device_ids=[self.config.run_cfg.gpu] if self.cuda_enabled else None)
+                model = DistributedDataParallel(model, device_ids=[self.config.run_cfg.gpu])
             self._wrapped_model = model
         return self._wrapped_model
 

@@ -70,6 +70,7 @@ class LavisBackbone(nn.Module):
     encodes = False  # whether [ENC] takes the place of [CLS] in the multi-modal encoder
     text_defaults: Mapping[str, Any] = {}
     decoder_defaults: Mapping[str, Any] = {}
+    option_defaults: Mapping[str, Any] = {}  # of LAVIS's from_config, where its constructor has others
     host_methods: Mapping[str, Any] = {}  # in place of LAVIS's, where its own know one size only
 
     def __new__(cls, *, arch: str | None = None, **_: Any) -> LavisBackbone:
@@ -89,25 +90,44 @@ class LavisBackbone(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        self.checkpoint = checkpoint
+        device = torch.get_default_device()
+        with torch.device("cpu"):  # LAVIS reads numbers off a tensor, which the meta device does not have
+            host = self._build(arch, model_type, vision or {}, text or {}, decoder or {}, options)
+        self._adopt(host, arch, text_first, share_images)
+        if device.type != "cpu":
+            self.host.to(device)
+
+    @classmethod
+    def around(cls, host: Any, *, arch: str, text_first: bool = False, share_images: bool | None = None) -> LavisBackbone:
+        """The adapter of a LAVIS model that is there already; it has neither a checkpoint nor answers to rank.
+
+        Args:
+            host: The model.
+            arch: As in the constructor, like the others.
+            text_first: Likewise.
+            share_images: Likewise.
+        """
+        backbone = cls.__new__(cls, arch=arch)
+        nn.Module.__init__(backbone)
+        backbone.checkpoint = None
+        backbone._adopt(host, arch, text_first, share_images)
+        return backbone
+
+    def _adopt(self, host: Any, arch: str, text_first: bool, share_images: bool | None) -> None:
         if text_first and share_images:
             raise ValueError(
                 "text_first=True and share_images=True exclude each other: an image encoding that the text has guided belongs "
                 "to that text alone. Leave share_images out, or set text_first=False."
             )
-        self.arch, self.checkpoint = arch, checkpoint
-        self.text_first = text_first
+        self.arch, self.host, self.text_first = arch, host, text_first
         self.share_images = not text_first if share_images is None else share_images
-        device = torch.get_default_device()
-        with torch.device("cpu"):  # LAVIS reads numbers off a tensor, which the meta device does not have
-            self.host = self._build(model_type, vision or {}, text or {}, decoder or {}, options)
         if "fusion" not in self.steps:
             config = self.host.text_encoder.config
             raise ValueError(
                 f"no layer of the text encoder reads the image: text.fusion_layer is {config.fusion_layer} of "
                 f"{config.num_hidden_layers} layers; expected fewer uni-modal layers"
             )
-        if device.type != "cpu":
-            self.host.to(device)
 
     @classmethod
     def small_configs(cls) -> dict[str, dict[str, Any]]:
@@ -278,41 +298,68 @@ class LavisBackbone(nn.Module):
 
     def _build(
         self,
+        arch: str,
         model_type: str | None,
         vision: Mapping[str, Any],
         text: Mapping[str, Any],
         decoder: Mapping[str, Any],
-        options: dict[str, Any],
+        options: Mapping[str, Any],
     ) -> Any:
-        host_class = import_lavis("lavis").registry.get_model_class(self.arch)
+        host_class = import_lavis("lavis").registry.get_model_class(arch)
         types = host_class.PRETRAINED_MODEL_CONFIG_DICT
         if model_type is not None and model_type not in types:
-            raise ValueError(f"model_type is {model_type!r}; LAVIS's {self.arch} has {', '.join(map(repr, types))}")
+            raise ValueError(f"model_type is {model_type!r}; LAVIS's {arch} has {', '.join(map(repr, types))}")
         path = host_class.default_config_path(next(iter(types)) if model_type is None else model_type)
         settings = import_lavis("omegaconf").OmegaConf.load(path).model
+        arguments = self.host_arguments(host_class, arch, settings, vision, text, decoder, options)
+        config = arguments["text_encoder"].config
+        tokenizer = GivenTokens(config.vocab_size, config.pad_token_id)
+        methods = {"init_tokenizer": classmethod(lambda cls: tokenizer), **self.host_methods}
+        return type(host_class.__name__, (host_class,), methods)(**arguments)
+
+    @classmethod
+    def host_arguments(
+        cls,
+        host_class: Any,
+        arch: str,
+        settings: Any,
+        vision: Mapping[str, Any],
+        text: Mapping[str, Any],
+        decoder: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """What LAVIS's constructor of a model takes: its encoders and decoder, new, and its options.
+
+        Args:
+            host_class: LAVIS's class.
+            arch: LAVIS's name of it.
+            settings: The section ``model`` of a LAVIS config file, as OmegaConf reads it.
+            vision: As in the constructor, like the others.
+            text: Likewise.
+            decoder: Likewise.
+            options: Likewise.
+        """
         sizes = {"img_size": settings.image_size, **_VISION[settings.vit_type], **vision}
         image_encoder = import_lavis("lavis.models.vit").VisionTransformerEncoder(**sizes)
         image_encoder.vision_width = sizes["embed_dim"]  # as its from_config does
         bert, _ = BertConfig.get_config_dict(import_lavis("lavis.common.utils").get_abs_path(settings.med_config_path))
-        bert |= {**self.text_defaults, **text}
+        bert |= {**cls.text_defaults, **text}
         config = BertConfig(**{**bert, "encoder_width": sizes["embed_dim"]})
-        parts = {"image_encoder": image_encoder, "text_encoder": self.text_class()(config=config, add_pooling_layer=False)}
+        parts = {"image_encoder": image_encoder, "text_encoder": cls.text_class()(config=config, add_pooling_layer=False)}
         named = inspect.signature(host_class.__init__).parameters
         if "text_decoder" in named:
-            reads_text = BertConfig(**{**bert, **self.decoder_defaults, **decoder, "encoder_width": config.hidden_size})
+            reads_text = BertConfig(**{**bert, **cls.decoder_defaults, **decoder, "encoder_width": config.hidden_size})
             parts["text_decoder"] = import_lavis("lavis.models.med").XBertLMHeadDecoder(config=reads_text)
         elif decoder:
-            raise ValueError(f"decoder is {dict(decoder)}; LAVIS's {self.arch} has no decoder. Leave it out")
+            raise ValueError(f"decoder is {dict(decoder)}; LAVIS's {arch} has no decoder. Leave it out")
         accepted = [name for name in named if name not in ("self", *parts)]
         unknown = sorted(options.keys() - set(accepted))
         if unknown:
             raise TypeError(f"LAVIS's {host_class.__name__} has no {', '.join(unknown)}; it has {', '.join(accepted)}")
-        found = {name: settings[name] for name in accepted if name in settings}
+        found = {**cls.option_defaults, **{name: settings[name] for name in accepted if name in settings}}
         if "use_distill" in accepted:
             found["use_distill"] = False
-        tokenizer = GivenTokens(config.vocab_size, config.pad_token_id)
-        methods = {"init_tokenizer": classmethod(lambda cls: tokenizer), **self.host_methods}
-        return type(host_class.__name__, (host_class,), methods)(**parts, **{**found, **options})
+        return {**parts, **found, **options}
 
 
 class LavisClassifier(LavisBackbone):

@@ -59,6 +59,8 @@ class AlbefVQA(LavisAnswerer):
 
     begins_anew = False
     decoder_defaults = {"fusion_layer": 0, "num_hidden_layers": 6}
+    option_defaults = {"max_txt_len": 25}
+    encoder_outputs = 4
 
     @classmethod
     def variants(cls) -> dict[str, dict[str, Any]]:

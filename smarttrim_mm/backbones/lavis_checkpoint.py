@@ -68,7 +68,7 @@ def convert_public(public: Mapping[str, Tensor], host: Any) -> Conversion:
     Raises:
         ValueError: With the missing and unexpected keys and the mismatched shapes.
     """
-    own = host.state_dict()
+    own = {key: value for key, value in host.state_dict().items() if not key.startswith("policy.")}
     found = Conversion()
     twinned = _twin(public, own)
     begun = _begin_decoder(public, own)

@@ -50,6 +50,7 @@ class LavisAnswerer(LavisBackbone):
     """
 
     begins_anew = True  # whether [DEC] takes the place of the answers' begin token
+    encoder_outputs = 2  # values of LAVIS's forward_encoder, of which the first is read
     candidate_ids: Tensor
     candidate_mask: Tensor
 
@@ -150,21 +151,31 @@ class LavisAnswerer(LavisBackbone):
     def _decoder(self, memory: TokenStream, execution: Execution) -> Decode:
         """The decoder on what was kept of the questions; every run of it is recorded."""
         states, mask = memory.pad()
-        per_token = sum(linear.weight.numel() for linear in linears(self.host.text_decoder.cls))
 
         def decode(ids: Tensor, real: Tensor, index: Tensor) -> Tensor:
-            execution.decoder(
-                {"text": self.decoder_layers},
-                memory,
-                real.sum(1),
-                index,
-                name="decoder.answers",
-                per_token=per_token,
-                padded=ids.shape[1],
-            )
+            self.count_decoder(execution, memory, real, index)
             return self._decode(ids, real, states[index], mask[index])
 
         return decode
+
+    def count_decoder(self, execution: Execution, memory: TokenStream, real: Tensor, index: Tensor) -> None:
+        """Records a run of the decoder.
+
+        Args:
+            execution: Has the record.
+            memory: The questions that it reads.
+            real: True at real tokens of the texts, bool [A, L].
+            index: Which question each text is about, long [A].
+        """
+        execution.decoder(
+            {"text": self.decoder_layers},
+            memory,
+            real.sum(1),
+            index,
+            name="decoder.answers",
+            per_token=sum(linear.weight.numel() for linear in linears(self.host.text_decoder.cls)),
+            padded=real.shape[1],
+        )
 
     def _decode(self, ids: Tensor, real: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         return self.host.text_decoder(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.model import BaseModel
@@ -30,7 +30,7 @@ class TrimmedVLM(BaseModel):
     :meth:`forward` call, so that a distributed wrapper sees one forward.
 
     Args:
-        backbone: The host model, config of ``MODELS``.
+        backbone: The host model, config of ``MODELS``, or built.
         policy: Who decides, config of ``POLICIES``.
         task_loss: Loss on logits and targets.
         distillation: Loss on trimmed and dense logits, see
@@ -44,7 +44,7 @@ class TrimmedVLM(BaseModel):
     def __init__(
         self,
         *,
-        backbone: Mapping[str, Any],
+        backbone: Mapping[str, Any] | nn.Module,
         policy: Mapping[str, Any],
         task_loss: Mapping[str, Any] = {"type": "AnswerCrossEntropy"},
         distillation: Mapping[str, Any] | None = None,
@@ -54,7 +54,7 @@ class TrimmedVLM(BaseModel):
         init_cfg: Any = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
-        self.backbone = MODELS.build(backbone)
+        self.backbone = cast(Any, backbone if isinstance(backbone, nn.Module) else MODELS.build(backbone))
         steps = [step for stage in self.backbone.steps.values() for step in stage]
         self.policy: Policy = POLICIES.build(policy, default_args={"steps": steps})
         self.dense = Dense(steps=steps)
@@ -89,6 +89,10 @@ class TrimmedVLM(BaseModel):
 
     def loss(self, inputs: VLMInputs) -> dict[str, Tensor]:
         """Losses (keys with ``'loss'``), accuracy, speed-up, and the kept ratios of every layer, as scalars."""
+        return self.learn(inputs)[0]
+
+    def learn(self, inputs: VLMInputs) -> tuple[dict[str, Tensor], Tensor]:
+        """What :meth:`loss` gives, and the logits of the trimmed pass."""
         if inputs.targets is None:
             raise ValueError("inputs.targets is None; mode 'loss' needs an answer for every question")
         teacher = self._teach(inputs)
@@ -105,7 +109,7 @@ class TrimmedVLM(BaseModel):
                 losses["loss_dense_task"] = self.distillation.dense_task_weight * self.task_loss(teacher, inputs.targets)
         if self.budget is not None:
             losses |= self.budget(record)
-        return losses | _scalars(logits, inputs.targets, record)
+        return losses | _scalars(logits, inputs.targets, record), logits
 
     def predict(self, inputs: VLMInputs, data_samples: list[DataSample]) -> list[DataSample]:
         """Scores every question; fills in ``pred_scores`` and ``trim`` of each data sample.

@@ -1,0 +1,256 @@
+"""A model of LAVIS that is trimmed: LAVIS's own class around the adapter of a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from smarttrim_mm.backbones.lavis import LavisBackbone, import_lavis
+from smarttrim_mm.lavis.settings import Trimming, load_weights, plain, read_tokenizer
+from smarttrim_mm.layers.record import TrimRecord
+from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
+from smarttrim_mm.structures import TextTargets, VLMInputs
+
+BaseModel: Any = import_lavis("lavis.models.base_model").BaseModel
+
+_METHODS: dict[type[LavisBackbone], type[TrimmedModel]] = {}
+
+
+class TrimmedModel(BaseModel):
+    """Base: LAVIS's class of an architecture comes after it in a subclass, with its constructor and its parameters.
+
+    What LAVIS's host has keeps LAVIS's names in the state dict; the policy's lie below ``policy.``.
+
+    Args:
+        tokenizer: The host's.
+        trimming: The section ``model.trimming``.
+        **arguments: Of LAVIS's constructor.
+
+    Attributes:
+        last_losses: Scalars of the last training step by name: losses, ``speedup``, kept ratios.
+        last_record: What the last prediction kept and took.
+    """
+
+    arch: ClassVar[str]
+    host_class: ClassVar[Any]
+    adapter: ClassVar[type[LavisBackbone]]
+    output_class: ClassVar[Any]  # LAVIS's, with a loss
+    task_loss: ClassVar[Mapping[str, Any]]
+
+    def __init__(self, *, tokenizer: Any, trimming: Mapping[str, Any], **arguments: Any) -> None:
+        self._given_tokenizer = tokenizer  # first: LAVIS's constructor asks for it
+        super().__init__(**arguments)
+        settings = Trimming.read(trimming)
+        # not among the submodules, as it holds this model
+        self._trimmed = [
+            TrimmedVLM(
+                backbone=self.adapter.around(self, arch=self.arch, text_first=settings.text_first),
+                policy=settings.policy,
+                task_loss=self.task_loss,
+                distillation=settings.distillation,
+                budget=settings.budget,
+                checkpoint_layers=settings.checkpoint_layers,
+            )
+        ]
+        self.policy = self.trimmed.policy
+        self._schedules, self._epochs = settings.hooks(), settings.epochs
+        for hook in self._schedules:
+            hook.check(self)
+        self._at: tuple[int, int] | None = None  # iterations done, and all of them
+        self.last_losses: dict[str, Tensor] = {}
+        self.last_record: TrimRecord | None = None
+        self._spent = torch.zeros(3, dtype=torch.float64)  # samples, their multiply-adds, and dense ones
+
+    @classmethod
+    def from_config(cls, cfg: Any = None) -> Any:
+        """Builds a model from the section ``model`` of a LAVIS config file.
+
+        Besides LAVIS's settings it reads ``trimming`` (:class:`~smarttrim_mm.lavis.settings.Trimming`), ``tokenizer`` (a
+        folder), and ``vision``, ``text`` and ``decoder``, which are those of a
+        :class:`~smarttrim_mm.backbones.lavis.LavisBackbone`. Nothing is downloaded. There are no momentum copies: LAVIS's
+        ``use_distill``, ``momentum`` and ``alpha`` have no effect.
+
+        Args:
+            cfg: The section.
+
+        Raises:
+            FileNotFoundError: If a file of weights is missing.
+            ValueError: If the trimming, the tokenizer or the weights do not fit.
+        """
+        trimming = plain(cfg.get("trimming"))
+        Trimming.read(trimming)  # before anything large is built
+        tokenizer = read_tokenizer(cls.host_class, cfg.get("tokenizer"))
+        vision, text, decoder = (plain(cfg.get(name)) or {} for name in ("vision", "text", "decoder"))
+        if cfg.get("vit_drop_path_rate"):
+            vision = {"drop_path_rate": cfg.vit_drop_path_rate, **vision}
+        arguments = cls.adapter.host_arguments(cls.host_class, cls.arch, cfg, vision, text, decoder, {})
+        model = cls(tokenizer=tokenizer, trimming=trimming, **arguments)
+        load_weights(model, cfg)
+        return model
+
+    def init_tokenizer(self) -> Any:
+        """The tokenizer that was given; LAVIS's own method downloads one."""
+        return self._given_tokenizer
+
+    @property
+    def trimmed(self) -> TrimmedVLM:
+        """The model as this package's own trainings have it: a backbone around this one, the policy, the losses."""
+        return self._trimmed[0]
+
+    @property
+    def backbone(self) -> Any:
+        """The adapter around this model."""
+        return self.trimmed.backbone
+
+    def set_curriculum(self, progress: float) -> None:
+        """Moves policy and budget between keeping everything (0) and their final strength (1)."""
+        self.trimmed.set_curriculum(progress)
+
+    def inputs_of(self, samples: dict[str, Any], targets: Tensor | TextTargets | None = None) -> VLMInputs:
+        """A batch as LAVIS's data sets collate it, tokenized as LAVIS does; ``tokenized_text`` is written into it.
+
+        Args:
+            samples: ``image``, or ``image0`` and ``image1``; ``text_input``; identities, if it has ``question_id`` or
+                ``instance_id``.
+            targets: Of the batch.
+        """
+        each = self.adapter.images_per_text
+        images = [samples["image"]] if each == 1 else [samples[f"image{i}"] for i in range(each)]
+        words = self._tokenize(samples["text_input"])
+        samples["tokenized_text"] = words
+        ids = _identities(samples, len(words.input_ids)).to(self.device)
+        special = torch.tensor([self.tokenizer.cls_token_id, self.tokenizer.sep_token_id], device=self.device)
+        pairs = torch.arange(len(ids), device=self.device).repeat_interleave(each)
+        return VLMInputs(
+            images=torch.stack(images, 1).flatten(0, 1),
+            image_index=None,
+            image_ids=(ids[:, None] * each + torch.arange(each, device=self.device)).flatten(),
+            input_ids=words.input_ids,
+            text_mask=words.attention_mask.bool(),
+            special_mask=torch.isin(words.input_ids, special),
+            sample_ids=(ids[:, None] * each + torch.arange(each, device=self.device)).flatten(),
+            targets=targets,
+            text_index=None if each == 1 else pairs,
+            text_ids=None if each == 1 else ids,
+            pairs_per_sample=each,
+        )
+
+    def learn(self, samples: dict[str, Any], targets: Tensor | TextTargets) -> tuple[Tensor, Tensor]:
+        """The sum of all losses, and the logits of the trimmed pass.
+
+        In training mode the schedules are at the place that ``epoch``, ``iters`` and ``num_iters_per_epoch`` say, which
+        LAVIS's tasks write into the batch.
+
+        Args:
+            samples: The batch.
+            targets: Its targets.
+
+        Raises:
+            ValueError: If there are schedules and the batch does not say where in the training it is.
+        """
+        if self.training and self._schedules:
+            self._move(samples)
+        losses, logits = self.trimmed.learn(self.inputs_of(samples, targets))
+        loss, scalars = self.trimmed.parse_losses(losses)
+        self.last_losses = {name: value.detach() for name, value in scalars.items()}
+        return loss, logits
+
+    def trace(self, samples: dict[str, Any]) -> Tensor:
+        """Logits of a batch, [G, C]."""
+        logits, record = self.trimmed.trace(self.inputs_of(samples), "masked" if self.training else "packed")
+        self._note(record)
+        return logits
+
+    def before_evaluation(self, **kwargs: Any) -> None:
+        """LAVIS's tasks call this: schedules go to where the training is now, and the report begins anew."""
+        super().before_evaluation(**kwargs)
+        if self._at is not None:
+            self._go_to(*self._at)
+        self._spent.zero_()
+
+    def compute_report(self) -> dict[str, float]:
+        """What predictions took since the evaluation began, in this process.
+
+        Returns:
+            ``samples``; means of ``multiply_adds`` and ``dense_multiply_adds``, in millions a sample; ``speedup``, the ratio of
+            the two. Nothing before the first prediction.
+        """
+        samples, decided, dense = self._spent.tolist()
+        if not samples:
+            return {}
+        means = {"multiply_adds": decided / samples / 1e6, "dense_multiply_adds": dense / samples / 1e6}
+        return {"samples": samples, **means, "speedup": dense / decided}
+
+    def _note(self, record: TrimRecord) -> None:
+        self.last_record = record
+        with torch.no_grad():
+            decided, dense = (cost.double().sum().item() for cost in (record.multiply_adds(), record.dense_multiply_adds()))
+        self._spent += torch.tensor([record.samples, decided, dense], dtype=torch.float64)
+
+    def _move(self, samples: Mapping[str, Any]) -> None:
+        missing = [name for name in ("epoch", "iters", "num_iters_per_epoch") if name not in samples]
+        if missing:
+            raise ValueError(
+                f"the batch has no {', '.join(missing)}, and model.trimming.schedules need to know where the training is. "
+                "LAVIS's tasks write them; in a loop of your own do so too, or leave schedules out and call set_curriculum()"
+            )
+        done = samples["epoch"] * samples["num_iters_per_epoch"] + samples["iters"]
+        all_of_them = max(round((self._epochs or 0) * samples["num_iters_per_epoch"]), 1)
+        self._go_to(done, all_of_them)
+        self._at = (done + 1, all_of_them)
+
+    def _go_to(self, done: int, all_of_them: int) -> None:
+        for hook in self._schedules:
+            hook.apply(self, hook.progress(done, all_of_them))
+
+    def _tokenize(self, texts: str | list[str]) -> Any:
+        """Texts as LAVIS's own forward tokenizes them; NLVR2's of BLIP are not cut."""
+        cut = {"truncation": True, "max_length": self.max_txt_len} if hasattr(self, "max_txt_len") else {}
+        texts = [texts] if isinstance(texts, str) else texts
+        return self.tokenizer(texts, padding="longest", return_tensors="pt", **cut).to(self.device)
+
+
+def methods_of(adapter: type[LavisBackbone]) -> Callable[[type[TrimmedModel]], type[TrimmedModel]]:
+    """Decorates the methods of LAVIS's models whose adapters are of a class, or of a subclass of it."""
+
+    def register(methods: type[TrimmedModel]) -> type[TrimmedModel]:
+        _METHODS[adapter] = methods
+        return methods
+
+    return register
+
+
+def trimmed_class(arch: str, adapter: type[LavisBackbone], host_class: Any) -> type[TrimmedModel] | None:
+    """The trimmed class of an architecture; None if nobody has written the methods of its kind.
+
+    Args:
+        arch: LAVIS's name of it.
+        adapter: Its adapter.
+        host_class: LAVIS's class.
+    """
+    methods = next((_METHODS[kind] for kind in adapter.__mro__ if kind in _METHODS), None)
+    if methods is None:
+        return None
+    family = arch.partition("_")[0]
+    outputs = import_lavis(f"lavis.models.{family}_models.{family}_outputs")
+    own = {
+        "__doc__": f"LAVIS's ``{arch}``, trimmed.",
+        "arch": arch,
+        "adapter": adapter,
+        "host_class": host_class,
+        "output_class": getattr(outputs, f"{family.capitalize()}OutputWithLogits"),
+        **adapter.host_methods,
+    }
+    return type(f"SmartTrim{host_class.__name__}", (methods, host_class), own)
+
+
+def _identities(samples: Mapping[str, Any], count: int) -> Tensor:
+    """Stable numbers of the samples of a batch, long [G], where its data set has them."""
+    for name in ("question_id", "instance_id"):
+        given = [str(int(each) if isinstance(each, Tensor) else each) for each in samples.get(name, ())]
+        if given and all(each.isdecimal() for each in given):
+            return torch.tensor([int(each) for each in given])
+    return torch.arange(count)

@@ -1,4 +1,4 @@
-"""What flows through the package: batches, token streams, decisions.
+"""What flows through the layers: token streams, how they lie, decisions.
 
 One letter legend: ``B`` batch (image-text pairs), ``G`` samples (groups of pairs with one answer), ``I`` images, ``Q`` texts,
 ``N`` tokens of a stream, ``P`` image patches, ``T`` text tokens, ``H`` heads, ``D`` width, ``L`` layers, ``S`` packed tokens of
@@ -9,157 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class TextTargets:
-    """Texts that a decoder should give: one or more for each sample.
-
-    Attributes:
-        input_ids: Token ids, begin and end tokens included, padded on the right, long [A, L].
-        mask: True at real tokens, bool [A, L].
-        weights: How much each text counts, float [A].
-        sample: Which sample each belongs to, ascending, long [A].
-        samples: Number of samples G.
-    """
-
-    input_ids: Tensor
-    mask: Tensor
-    weights: Tensor
-    sample: Tensor
-    samples: int
-
-    @property
-    def tokens(self) -> Tensor:
-        """What is to be given at each place, text by text: all tokens but the first of each, long [K]."""
-        return self.input_ids[:, 1:][self.mask[:, 1:]]
-
-    @property
-    def token_weights(self) -> Tensor:
-        """The weights of the tokens' texts, float [K]."""
-        return self.weights[:, None].expand_as(self.mask[:, 1:])[self.mask[:, 1:]]
-
-    def at_tokens(self, values: Tensor) -> Tensor:
-        """What a decoder gave for the next token at every place of the texts, [A, L, ...] -> [K, ...]."""
-        return values[:, :-1][self.mask[:, 1:]]
-
-    def to(self, device: torch.device | str) -> TextTargets:
-        """The same texts on another device."""
-        ids, mask, weights, sample = (one.to(device) for one in (self.input_ids, self.mask, self.weights, self.sample))
-        return TextTargets(ids, mask, weights, sample, self.samples)
-
-    def select(self, samples: Tensor) -> TextTargets:
-        """The texts of some of the samples, in the given order (long [g])."""
-        rows = torch.cat([(self.sample == sample).nonzero().squeeze(1) for sample in samples])
-        sample = torch.cat([torch.full_like(self.sample[self.sample == one], i) for i, one in enumerate(samples)])
-        return TextTargets(self.input_ids[rows], self.mask[rows], self.weights[rows], sample, len(samples))
-
-
-@dataclass(frozen=True)
-class VLMInputs:
-    """A batch of image-text pairs; several texts may share one image, and several images one text.
-
-    Attributes:
-        images: Normalised pixels, [I, 3, height, width].
-        image_index: Which image each text is about, long [B]; None: each has its own, in order.
-        image_ids: Stable identity of each image, long [I].
-        input_ids: Token ids, padded on the right, long [Q, T].
-        text_mask: True at real tokens, bool [Q, T].
-        special_mask: True at tokens that no policy may drop (``<s>``, ``</s>``), bool [Q, T].
-        sample_ids: Stable identity of each pair, long [B].
-        targets: Class indices, long [G], or soft targets, float [G, C], or texts for a decoder; None where unknown.
-        text_index: Which text each pair reads, long [B]; None: each has its own, in order.
-        text_ids: Stable identity of each text, long [Q]; None: that of its pair.
-        pairs_per_sample: Consecutive pairs that are answered together, G = B / pairs_per_sample: the two images of a sentence
-            of NLVR2, the captions that are ranked for an image.
-
-    A batch of texts alone, or of images alone, has none of the other (I = 0 or Q = 0).
-    """
-
-    images: Tensor
-    image_index: Tensor | None
-    image_ids: Tensor
-    input_ids: Tensor
-    text_mask: Tensor
-    special_mask: Tensor
-    sample_ids: Tensor
-    targets: Tensor | TextTargets | None = None
-    text_index: Tensor | None = None
-    text_ids: Tensor | None = None
-    pairs_per_sample: int = 1
-
-    def to(self, device: torch.device | str) -> VLMInputs:
-        """The same batch on another device."""
-        kinds = (Tensor, TextTargets)
-        moved: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, kinds)}
-        return replace(self, **moved)
-
-    def unshared_images(self) -> VLMInputs:
-        """The same pairs, each with an image of its own."""
-        if self.image_index is None:
-            return self
-        return replace(self, images=self.images[self.image_index], image_index=None, image_ids=self.image_ids[self.image_index])
-
-    def unshared(self) -> VLMInputs:
-        """The same pairs, each with an image and a text of its own, as an application without a cache would send them."""
-        every = self.unshared_images()
-        if every.text_index is None:
-            return every
-        return replace(
-            every,
-            input_ids=every.input_ids[every.text_index],
-            text_mask=every.text_mask[every.text_index],
-            special_mask=every.special_mask[every.text_index],
-            text_ids=None if every.text_ids is None else every.text_ids[every.text_index],
-            text_index=None,
-        )
-
-    def all_pairs(self) -> VLMInputs:
-        """Every image with every text of the batch: a sample is an image and its Q alternatives.
-
-        Targets are those of retrieval, float [I, Q]: 1 where the text is about the image in this batch.
-
-        Raises:
-            ValueError: If a text is read with several images.
-        """
-        if self.text_index is not None:
-            raise ValueError("text_index is given: a text of several images has no image that it would be ranked for")
-        images, texts = len(self.image_ids), len(self.input_ids)
-        numbers = torch.arange(images, device=self.input_ids.device)
-        own = numbers if self.image_index is None else self.image_index
-        text_ids = self.sample_ids if self.text_ids is None else self.text_ids
-        return replace(
-            self,
-            image_index=numbers.repeat_interleave(texts),
-            text_index=torch.arange(texts, device=numbers.device).repeat(images),
-            text_ids=text_ids,
-            sample_ids=text_ids.repeat(images),
-            targets=(own == numbers[:, None]).float(),
-            pairs_per_sample=texts,
-        )
-
-    def select(self, samples: Tensor) -> VLMInputs:
-        """Some of the samples, in the given order (long [g]), unshared and without columns that are all padding."""
-        every = self.unshared()
-        steps = torch.arange(self.pairs_per_sample, device=samples.device)
-        rows = (samples[:, None] * self.pairs_per_sample + steps).flatten()
-        width = int(every.text_mask[rows].sum(1).max())
-        return VLMInputs(
-            images=every.images[rows],
-            image_index=None,
-            image_ids=every.image_ids[rows],
-            input_ids=every.input_ids[rows, :width],
-            text_mask=every.text_mask[rows, :width],
-            special_mask=every.special_mask[rows, :width],
-            sample_ids=every.sample_ids[rows],
-            targets=every.targets.select(samples) if isinstance(every.targets, TextTargets) else _rows(every.targets, samples),
-            text_ids=None if every.text_ids is None else every.text_ids[rows],
-            pairs_per_sample=self.pairs_per_sample,
-        )
 
 
 @dataclass(frozen=True)
@@ -343,10 +195,6 @@ class PackedLayout:
             source=self.source.index_select(0, rows),
             protected=self.protected.index_select(0, rows),
         )
-
-
-def _rows(values: Tensor | None, rows: Tensor) -> Tensor | None:
-    return None if values is None else values[rows]
 
 
 def _lengths(instance: Tensor, batch_size: int) -> tuple[tuple[int, ...], Tensor]:

@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from smarttrim_mm.structures import TokenStream, VLMInputs
+from smarttrim_mm.inputs import VLMInputs
+from smarttrim_mm.structures import TokenStream
 
 IDS = torch.tensor([7, 8])
 VALID = torch.tensor([[True, True, True, True], [True, True, False, False]])

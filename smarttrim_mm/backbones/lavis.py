@@ -21,11 +21,12 @@ from transformers import BatchEncoding, BertConfig
 from transformers.utils import logging
 
 from smarttrim_mm.backbones.lavis_checkpoint import load_public
+from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.layers.bert_views import bert_view
 from smarttrim_mm.layers.execution import Execution
 from smarttrim_mm.layers.views import AttentionView, LayerStep, LayerView, MlpView, Projection
 from smarttrim_mm.registry import LAVIS_ARCHS, MODELS
-from smarttrim_mm.structures import TokenStream, VLMInputs
+from smarttrim_mm.structures import TokenStream
 
 _VISION: dict[str, dict[str, Any]] = {  # LAVIS writes them in the code of its ViT, by the vit_type of its config files
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},

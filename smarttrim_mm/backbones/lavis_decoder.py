@@ -15,11 +15,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from smarttrim_mm.backbones.lavis import LavisBackbone, linears
 from smarttrim_mm.datasets.tokenizers import Tokenizer, tokenized_answer
+from smarttrim_mm.inputs import TextTargets, VLMInputs
 from smarttrim_mm.layers.bert_views import bert_view
 from smarttrim_mm.layers.execution import Execution
 from smarttrim_mm.layers.views import LayerView
 from smarttrim_mm.registry import TOKENIZERS
-from smarttrim_mm.structures import TextTargets, TokenStream, VLMInputs
+from smarttrim_mm.structures import TokenStream
 
 _LONGEST = 32  # tokens of an answer
 _SMOOTHING = 0.1  # of the loss by which LAVIS ranks answers

@@ -19,12 +19,13 @@ from transformers.models.bert.modeling_bert import BertLayer
 from transformers.models.roberta.modeling_roberta import RobertaModel
 
 from smarttrim_mm.backbones.meter_init import check_sources, initialise
+from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.layers.bert_views import bert_view
 from smarttrim_mm.layers.execution import Execution
 from smarttrim_mm.layers.views import AttentionView, LayerStep, LayerView, MlpView, Projection
 from smarttrim_mm.models.clip_vision import Block, ClipVision
 from smarttrim_mm.registry import MODELS
-from smarttrim_mm.structures import TokenStream, VLMInputs
+from smarttrim_mm.structures import TokenStream
 
 _VISION = {"image_size": 288, "patch_size": 16, "width": 768, "layers": 11, "heads": 12}
 _TEXT = {

@@ -24,10 +24,10 @@ from torch.utils.data import DataLoader
 from smarttrim_mm.engine.building import build_loader, build_model, read_config
 from smarttrim_mm.engine.progress import Progress
 from smarttrim_mm.engine.timing import interleave
+from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.layers.record import TrimRecord
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
 from smarttrim_mm.policies.dense import Dense
-from smarttrim_mm.structures import VLMInputs
 from smarttrim_mm.utils.checkpoint_io import write_atomically
 
 HOST, PACKED = "host dense", "packed dense"

@@ -8,10 +8,10 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from smarttrim_mm.hooks.check_vocabulary import check_vocabulary
+from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.models.checkpoint import check_policy_weights
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
 from smarttrim_mm.registry import MODELS
-from smarttrim_mm.structures import VLMInputs
 from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file
 from smarttrim_mm.utils.config import read_config
 

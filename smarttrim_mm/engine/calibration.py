@@ -17,9 +17,9 @@ from mmengine.config import DictAction
 
 from smarttrim_mm.engine.building import build_loader, build_model, model_batches, read_config
 from smarttrim_mm.engine.progress import Progress
+from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM, is_right
 from smarttrim_mm.policies.base import Knob
-from smarttrim_mm.structures import VLMInputs
 from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file, write_atomically
 
 MAX_STEPS = 16

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from smarttrim_mm.engine.calibration import bisect
+from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.layers.record import AheadRecord, CountsPolicies, PlannedCost, StepRecord, TrimRecord
 from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.policies.dense import Dense
-from smarttrim_mm.structures import VLMInputs
 from smarttrim_mm.utils.flop_count import count_multiply_adds
 from smarttrim_mm.utils.random_inputs import random_inputs
 

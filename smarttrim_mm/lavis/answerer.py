@@ -10,9 +10,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 from smarttrim_mm.backbones.lavis import encoding
 from smarttrim_mm.backbones.lavis_decoder import LavisAnswerer
+from smarttrim_mm.inputs import TextTargets
 from smarttrim_mm.lavis.model import TrimmedModel, methods_of
 from smarttrim_mm.layers.execution import Execution
-from smarttrim_mm.structures import TextTargets, TokenStream
+from smarttrim_mm.structures import TokenStream
 
 
 @methods_of(LavisAnswerer)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from smarttrim_mm.backbones.lavis import LavisBackbone, import_lavis
+from smarttrim_mm.inputs import TextTargets, VLMInputs
 from smarttrim_mm.lavis.settings import Trimming, load_weights, plain, read_tokenizer
 from smarttrim_mm.layers.record import TrimRecord
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
-from smarttrim_mm.structures import TextTargets, VLMInputs
 
 BaseModel: Any = import_lavis("lavis.models.base_model").BaseModel
 

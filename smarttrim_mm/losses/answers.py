@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from smarttrim_mm.inputs import TextTargets
 from smarttrim_mm.registry import MODELS
-from smarttrim_mm.structures import TextTargets
 
 
 @MODELS.register_module()

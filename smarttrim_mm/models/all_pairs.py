@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.layers.execution import Execution
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
-from smarttrim_mm.structures import TokenStream, VLMInputs
+from smarttrim_mm.structures import TokenStream
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from mmpretrain.structures import DataSample
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from smarttrim_mm.inputs import TextTargets, VLMInputs
 from smarttrim_mm.registry import MODELS
-from smarttrim_mm.structures import TextTargets, VLMInputs
 
 
 @MODELS.register_module()

@@ -11,6 +11,7 @@ from mmengine.model import BaseModel
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from smarttrim_mm.inputs import TextTargets, VLMInputs
 from smarttrim_mm.layers.execution import Execution, Kind
 from smarttrim_mm.layers.record import TrimRecord
 from smarttrim_mm.losses.budget import BudgetLoss
@@ -19,7 +20,6 @@ from smarttrim_mm.models.checkpoint import check_state_dict, load_backbone
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.policies.dense import Dense
 from smarttrim_mm.registry import MODELS, POLICIES
-from smarttrim_mm.structures import TextTargets, VLMInputs
 
 
 @MODELS.register_module()

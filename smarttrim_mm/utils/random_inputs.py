@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from smarttrim_mm.structures import VLMInputs
+from smarttrim_mm.inputs import VLMInputs
 
 
 def random_inputs(

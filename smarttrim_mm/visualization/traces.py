@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 
 from smarttrim_mm.datasets.tokenizers import Tokenizer
 from smarttrim_mm.evaluation.sample_fields import right_answer
+from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
-from smarttrim_mm.structures import Layout, VLMInputs
+from smarttrim_mm.structures import Layout
 
 IMAGE, TEXT = "image", "text"
 _POOL_ITEMS = 128

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
+from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
 from smarttrim_mm.registry import MODELS
-from smarttrim_mm.structures import VLMInputs
 from smarttrim_mm.testing import backbone_cases, excite, policy_cases, random_inputs
 
 BACKBONES, POLICIES = backbone_cases(), policy_cases()

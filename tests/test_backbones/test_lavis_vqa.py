@@ -7,9 +7,9 @@ import torch
 from transformers import BatchEncoding
 
 from smarttrim_mm.backbones.lavis import encoding
+from smarttrim_mm.inputs import TextTargets
 from smarttrim_mm.losses.answers import AnswerGeneration
 from smarttrim_mm.registry import MODELS
-from smarttrim_mm.structures import TextTargets
 from smarttrim_mm.testing import backbone_cases, count_multiply_adds, excite, random_inputs
 
 CASES = {name.partition("/")[2]: case for name, case in backbone_cases().items() if "_vqa " in name}

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from smarttrim_mm.backbones.meter import METER
-from smarttrim_mm.structures import VLMInputs
+from smarttrim_mm.inputs import VLMInputs
 
 TWO = {"num_classes": 2, "head_name": "nlvr2_classifier", "images_per_text": 2}
 RANKING = {"num_classes": None, "head_name": "rank_output"}

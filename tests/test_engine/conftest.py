@@ -9,8 +9,8 @@ import torch
 
 from smarttrim_mm.backbones.meter import METER
 from smarttrim_mm.engine.building import build_model, read_config
+from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
-from smarttrim_mm.structures import VLMInputs
 from smarttrim_mm.testing import excite, random_inputs
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "meter"

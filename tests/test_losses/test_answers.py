@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
+from smarttrim_mm.inputs import TextTargets
 from smarttrim_mm.losses.answers import AnswerGeneration
 from smarttrim_mm.registry import MODELS
-from smarttrim_mm.structures import TextTargets
 
 LOGITS = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from smarttrim_mm.backbones.lavis import LavisClassifier, import_lavis, small
+from smarttrim_mm.backbones.lavis import LavisClassifier
 from smarttrim_mm.backbones.lavis_decoder import SMALL_ANSWERS, LavisAnswerer
+from smarttrim_mm.backbones.lavis_host import import_lavis, small
 from smarttrim_mm.registry import LAVIS_ARCHS
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from smarttrim_mm.backbones.lavis import LavisBackbone, linears
+from smarttrim_mm.backbones.lavis import LavisBackbone
+from smarttrim_mm.backbones.lavis_host import linears
 from smarttrim_mm.datasets.tokenizers import Tokenizer, tokenized_answer
 from smarttrim_mm.inputs import TextTargets, VLMInputs
 from smarttrim_mm.layers.bert_views import bert_view

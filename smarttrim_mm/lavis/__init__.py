@@ -4,7 +4,7 @@ Importing this registers ``smarttrim_<arch>`` for every architecture of
 :data:`~smarttrim_mm.registry.LAVIS_ARCHS`, each a subclass of LAVIS's own class, and the runner ``smarttrim_runner``.
 """
 
-from smarttrim_mm.backbones.lavis import import_lavis
+from smarttrim_mm.backbones.lavis_host import import_lavis
 from smarttrim_mm.registry import LAVIS_ARCHS, import_submodules
 
 registry = import_lavis("lavis").registry

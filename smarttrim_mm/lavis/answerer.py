@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-from smarttrim_mm.backbones.lavis import encoding
 from smarttrim_mm.backbones.lavis_decoder import LavisAnswerer
+from smarttrim_mm.backbones.lavis_host import encoding
 from smarttrim_mm.inputs import TextTargets
 from smarttrim_mm.lavis.model import TrimmedModel, methods_of
 from smarttrim_mm.layers.execution import Execution

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from smarttrim_mm.backbones.lavis import LavisBackbone, import_lavis
+from smarttrim_mm.backbones.lavis import LavisBackbone
+from smarttrim_mm.backbones.lavis_host import import_lavis
 from smarttrim_mm.inputs import TextTargets, VLMInputs
 from smarttrim_mm.lavis.settings import Trimming, load_weights, plain, read_tokenizer
 from smarttrim_mm.layers.record import TrimRecord
@@ -84,8 +85,6 @@ class TrimmedModel(BaseModel):
         Trimming.read(trimming)  # before anything large is built
         tokenizer = read_tokenizer(cls.host_class, cfg.get("tokenizer"))
         vision, text, decoder = (plain(cfg.get(name)) or {} for name in ("vision", "text", "decoder"))
-        if cfg.get("vit_drop_path_rate"):
-            vision = {"drop_path_rate": cfg.vit_drop_path_rate, **vision}
         arguments = cls.adapter.host_arguments(cls.host_class, cls.arch, cfg, vision, text, decoder, {})
         model = cls(tokenizer=tokenizer, trimming=trimming, **arguments)
         load_weights(model, cfg)

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from smarttrim_mm.backbones.lavis import import_lavis
+from smarttrim_mm.backbones.lavis_host import import_lavis
 from smarttrim_mm.lavis.model import TrimmedModel
 from smarttrim_mm.lavis.rebound import rebound
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import BertTokenizer
 
-from smarttrim_mm.backbones.lavis import import_lavis
 from smarttrim_mm.backbones.lavis_checkpoint import convert_public
+from smarttrim_mm.backbones.lavis_host import import_lavis
 from smarttrim_mm.hooks.schedule import ScheduleHook
 from smarttrim_mm.lavis.rebound import rebound
 from smarttrim_mm.models.checkpoint import list_keys

@@ -66,7 +66,7 @@ def test_importing_lavis_changes_no_settings():
     """LAVIS makes Pillow read truncated images, which our data sets refuse."""
     code = (
         "from PIL import ImageFile\nfrom transformers.utils import logging\n"
-        "from smarttrim_mm.backbones.lavis import import_lavis\n"
+        "from smarttrim_mm.backbones.lavis_host import import_lavis\n"
         "before = logging.get_verbosity()\nimport_lavis('lavis')\n"
         "assert not ImageFile.LOAD_TRUNCATED_IMAGES and logging.get_verbosity() == before != logging.ERROR"
     )
@@ -250,6 +250,14 @@ def test_which_image_a_layer_reads(build):
     in_turn = build("albef_nlvr shared images").backbone.steps
     assert [list(step.memories) for step in in_turn["fusion"]] == [["image0"], ["image1"]] * 2
     assert len(in_turn["text"]) == 1
+
+
+def test_drop_path_is_that_of_lavis_config_file():
+    """LAVIS fine-tunes VQAv2 with 0.1, and others without."""
+    case = next(case for name, case in CASES.items() if name.startswith("blip_vqa "))
+    for model_type, expected in (("vqav2", 0.1), ("base", 0.0)):
+        host = MODELS.build({**case, "model_type": model_type}).host
+        assert getattr(host.visual_encoder.blocks[-1].drop_path, "drop_prob", 0.0) == pytest.approx(expected)
 
 
 def test_drop_path_grows_with_depth(build):

@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 from small_lavis import ANSWERS, SIZES, TEXTS, WORDS
 
-from smarttrim_mm.backbones.lavis import import_lavis
+from smarttrim_mm.backbones.lavis_host import import_lavis
 from smarttrim_mm.testing import excite
 
 

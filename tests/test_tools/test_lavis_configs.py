@@ -10,8 +10,8 @@ import torch
 from mmengine.config import Config
 
 from smarttrim_mm import cli
-from smarttrim_mm.backbones.lavis import small
 from smarttrim_mm.backbones.lavis_checkpoint import plain_weights
+from smarttrim_mm.backbones.lavis_host import small
 from smarttrim_mm.engine.building import build_loader, build_model, read_config
 from smarttrim_mm.registry import MODELS
 from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file

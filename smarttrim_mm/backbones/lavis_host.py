@@ -1,0 +1,123 @@
+"""What adapters need of LAVIS and of its models' parts: importing it, its texts, views of its ViT."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import ImageFile
+from torch import Tensor, nn
+from transformers import BatchEncoding
+from transformers.utils import logging
+
+from smarttrim_mm.layers.views import AttentionView, LayerView, MlpView, Projection
+
+
+def encoding(input_ids: Tensor, mask: Tensor) -> BatchEncoding:
+    """Texts as transformers' tokenizers give them.
+
+    Args:
+        input_ids: [A, L].
+        mask: True at real tokens, bool [A, L].
+    """
+    return BatchEncoding({"input_ids": input_ids, "attention_mask": mask.long()})
+
+
+class GivenTokens:
+    """Stands in a LAVIS model for its tokenizer, which would be downloaded: texts come as the token ids of a data set.
+
+    Args:
+        vocab_size: Number of ids. BLIP's tokenizer adds [DEC], which begins what a decoder gives, and then [ENC].
+        pad_token_id: Id of the padding.
+    """
+
+    def __init__(self, vocab_size: int, pad_token_id: int) -> None:
+        self.bos_token_id, self.enc_token_id = vocab_size - 2, vocab_size - 1
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, text: BatchEncoding, **_: Any) -> BatchEncoding:
+        """A copy, as models write into what they get."""
+        return BatchEncoding({name: value.clone() for name, value in text.items()})
+
+
+def import_lavis(name: str) -> Any:
+    """Imports LAVIS, or a part of it, or of what it needs.
+
+    On import LAVIS lets Pillow accept truncated images, and silences transformers; both are put back.
+
+    Args:
+        name: The module.
+
+    Raises:
+        ImportError: With the lines that install LAVIS.
+    """
+    truncated, verbosity = ImageFile.LOAD_TRUNCATED_IMAGES, logging.get_verbosity()
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"a LavisBackbone needs LAVIS, and {name} cannot be imported ({error}). Install it from the repository's folder:\n"
+            "  pip install -r requirements/lavis.txt\n  pip install --no-deps salesforce-lavis==1.0.2"
+        ) from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = truncated
+        logging.set_verbosity(verbosity)
+
+
+def small(depth: int, *, vision: Mapping[str, Any] | None = None, text: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Arguments of a small model for tests: streams of different widths, dropout on.
+
+    Args:
+        depth: Layers of the text encoder.
+        vision: More arguments of the image encoder.
+        text: More entries of the BERT configuration.
+    """
+    image = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 4}
+    words = {
+        "vocab_size": 120,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "num_hidden_layers": depth,
+    }
+    return {"vision": {**image, **(vision or {})}, "text": {**words, "max_position_embeddings": 24, **(text or {})}}
+
+
+def vit_view(block: Any, stream: str) -> LayerView:
+    """The view of a block of LAVIS's ViT.
+
+    Args:
+        block: The block.
+        stream: Name of its stream.
+    """
+    inner, mlp, width = block.attn, block.mlp, block.attn.proj.in_features
+    drop_path = getattr(block.drop_path, "drop_prob", 0.0)
+    q, k, v = (Projection(inner.qkv, slice(i * width, (i + 1) * width)) for i in range(3))
+    attention = AttentionView(
+        name=f"{stream}.self",
+        reads=stream,
+        q=q,
+        k=k,
+        v=v,
+        out=inner.proj,
+        norm=block.norm1,
+        heads=inner.num_heads,
+        attention_dropout=inner.attn_drop.p,
+        dropout=inner.proj_drop.p,
+        drop_path=drop_path,
+    )
+    feed_forward = MlpView(
+        fc1=mlp.fc1,
+        act=nn.Sequential(mlp.act, mlp.drop),
+        fc2=mlp.fc2,
+        norm=block.norm2,
+        dropout=mlp.drop.p,
+        drop_path=drop_path,
+    )
+    return LayerView((attention,), feed_forward, pre_norm=True, owner=block)
+
+
+def linears(module: nn.Module) -> list[nn.Linear]:
+    """The Linears of a module."""
+    return [part for part in module.modules() if isinstance(part, nn.Linear)]

@@ -24,7 +24,7 @@ model = dict(
     backbone=dict(
         type="LavisBackbone",
         arch="blip_vqa",
-        vision=dict(img_size=64, patch_size=8, embed_dim=128, depth=4, num_heads=4),
+        vision=dict(img_size=64, patch_size=8, embed_dim=128, depth=4, num_heads=4, drop_path_rate=0.0),
         text=dict(
             vocab_size=34,
             bos_token_id=0,

@@ -73,7 +73,7 @@ def small(depth: int, *, vision: Mapping[str, Any] | None = None, text: Mapping[
         vision: More arguments of the image encoder.
         text: More entries of the BERT configuration.
     """
-    image = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 4}
+    image = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 4, "drop_path_rate": 0.0}
     words = {
         "vocab_size": 120,
         "hidden_size": 32,

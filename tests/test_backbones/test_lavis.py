@@ -253,10 +253,11 @@ def test_which_image_a_layer_reads(build):
 
 
 def test_drop_path_is_that_of_lavis_config_file():
-    """LAVIS fine-tunes VQAv2 with 0.1, and others without."""
-    case = next(case for name, case in CASES.items() if name.startswith("blip_vqa "))
-    for model_type, expected in (("vqav2", 0.1), ("base", 0.0)):
-        host = MODELS.build({**case, "model_type": model_type}).host
+    """VQA is fine-tuned with 0.1, matching without."""
+    for arch, expected in (("blip_vqa", 0.1), ("blip_image_text_matching", 0.0)):
+        case = next(case for name, case in CASES.items() if name.startswith(f"{arch} "))
+        vision = {name: value for name, value in case["vision"].items() if name != "drop_path_rate"}
+        host = MODELS.build({**case, "vision": vision}).host
         assert getattr(host.visual_encoder.blocks[-1].drop_path, "drop_prob", 0.0) == pytest.approx(expected)
 
 

@@ -121,8 +121,16 @@ class LavisBackbone(nn.Module):
             )
         self.arch, self.host, self.text_first = arch, host, text_first
         self.share_images = not text_first if share_images is None else share_images
+        self.check_host()
+
+    def check_host(self) -> None:
+        """Refuses a host that cannot be trimmed.
+
+        Raises:
+            ValueError: If no layer of the text encoder reads the image.
+        """
         if "fusion" not in self.steps:
-            config = self.host.text_encoder.config
+            config = self.text_config
             raise ValueError(
                 f"no layer of the text encoder reads the image: text.fusion_layer is {config.fusion_layer} of "
                 f"{config.num_hidden_layers} layers; expected fewer uni-modal layers"
@@ -157,9 +165,9 @@ class LavisBackbone(nn.Module):
     @property
     def input_format(self) -> dict[str, int]:
         """Sizes and token ids of the inputs and answers, see :func:`smarttrim_mm.utils.random_inputs.random_inputs`."""
-        config = self.host.text_encoder.config
+        config = self.text_config
         return {
-            "image_size": self.host.visual_encoder.patch_embed.img_size[0],
+            "image_size": self.image_size[0],
             "vocab_size": config.vocab_size,
             "begin_id": _CLS if config.bos_token_id is None else config.bos_token_id,
             "end_id": _SEP if config.eos_token_id is None else config.eos_token_id,
@@ -168,6 +176,16 @@ class LavisBackbone(nn.Module):
             "images_per_text": self.images_per_text,
         }
 
+    @property
+    def text_config(self) -> Any:
+        """The configuration of the texts' transformer, as transformers has it."""
+        return self.host.text_encoder.config
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        return self.host.visual_encoder.patch_embed.img_size
+
     @cached_property
     def steps(self) -> dict[str, list[LayerStep]]:
         """Views of all layers by stage, in the order of execution: ``image``, ``text`` (uni-modal, in ALBEF), ``fusion``."""
@@ -175,8 +193,7 @@ class LavisBackbone(nn.Module):
         fusing = [layer for layer in encoder.encoder.layer if hasattr(layer, "crossattention")]
         alone = [layer for layer in encoder.encoder.layer if not hasattr(layer, "crossattention")]
         text = [LayerStep(f"text.{i}", {"text": bert_view(layer, "text")}) for i, layer in enumerate(alone)]
-        guides = {"text": encoder.config.hidden_size} if self.text_first else {}
-        image = [LayerStep(f"image.{i}", {"image": vit_view(block, "image")}, guides) for i, block in enumerate(vit.blocks)]
+        image = self.image_steps()
         fusion = [
             LayerStep(
                 f"fusion.{i}",
@@ -187,6 +204,12 @@ class LavisBackbone(nn.Module):
         ]
         stages = {"text": text, "image": image} if self.text_first else {"image": image, "text": text}
         return {name: steps for name, steps in {**stages, "fusion": fusion}.items() if steps}
+
+    def image_steps(self) -> list[LayerStep]:
+        """Views of the image encoder's layers."""
+        guides = {"text": self.text_config.hidden_size} if self.text_first else {}
+        blocks = self.host.visual_encoder.blocks
+        return [LayerStep(f"image.{i}", {"image": vit_view(block, "image")}, guides) for i, block in enumerate(blocks)]
 
     @cached_property
     def ahead(self) -> list[LayerStep]:
@@ -283,7 +306,7 @@ class LavisBackbone(nn.Module):
                 f"a sample of the batch has {inputs.pairs_per_sample} image-text pairs, and {self.arch} answers about "
                 f"{self.images_per_text}; choose the data set by the model"
             )
-        size = self.host.visual_encoder.patch_embed.img_size
+        size = self.image_size
         if inputs.images.shape[-2:] != size:
             raise ValueError(
                 f"images are {tuple(inputs.images.shape[-2:])} pixels; expected {size[0]} by {size[1]}. Resize them in the "
@@ -293,7 +316,7 @@ class LavisBackbone(nn.Module):
     @property
     def enc_token_id(self) -> int:
         """Id of [ENC], which BLIP's tokenizer adds last."""
-        return self.host.text_encoder.config.vocab_size - 1
+        return self.text_config.vocab_size - 1
 
     def _build(
         self,

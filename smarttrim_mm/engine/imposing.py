@@ -17,7 +17,7 @@ from smarttrim_mm.utils.random_inputs import random_inputs
 
 SPREAD = 0.1
 TOLERANCE = 0.002
-_MAX_STEPS = 40
+_MAX_STEPS = 16
 _ANSWER_TOKENS = (3, 5)  # begin and end included
 _BERT = 30522  # ids of its vocabulary
 _CLS, _SEP = 101, 102

@@ -257,7 +257,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     torch.manual_seed(args.seed)
     cfg = read_config(args.config, args.cfg_options)
     if args.answers is not None:
-        cfg.model.backbone.merge({"answers": random_answers(args.answers, cfg.model.backbone, args.seed)})
+        answers = random_answers(args.answers, cfg.get("model", {}).get("backbone", {}), args.seed)
+        cfg.model.backbone.merge({"answers": answers})
     model = build_model(cfg, args.checkpoint)
     contest = _on_random(model, args) if args.random_inputs else _on_data(model, build_loader(cfg, args.split, model), args)
     device = next(model.parameters()).device

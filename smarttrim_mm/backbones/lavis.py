@@ -19,6 +19,7 @@ from transformers import BertConfig
 
 from smarttrim_mm.backbones.lavis_checkpoint import load_public
 from smarttrim_mm.backbones.lavis_host import GivenTokens, encoding, import_lavis, linears, vit_view
+from smarttrim_mm.backbones.lavis_sdpa import SdpaAttention
 from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.layers.bert_views import bert_view
 from smarttrim_mm.layers.execution import Execution
@@ -286,6 +287,10 @@ class LavisBackbone(nn.Module):
     def host_forward(self, inputs: VLMInputs) -> Tensor:
         """LAVIS's own forward."""
         raise NotImplementedError(f"{type(self).__name__} does not define host_forward()")
+
+    def with_sdpa(self) -> SdpaAttention:
+        """Within it :meth:`host_forward` attends by ``scaled_dot_product_attention``."""
+        return SdpaAttention(self.host)
 
     def samples_of(self, inputs: VLMInputs) -> dict[str, Any]:
         """Images and texts as LAVIS passes them, each sample with its own."""

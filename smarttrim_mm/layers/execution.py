@@ -143,6 +143,7 @@ class Execution:
         name: str,
         per_token: int,
         padded: int,
+        texts: int | None = None,
     ) -> None:
         """Records a run of a host's decoder, whose texts read a stream whole.
 
@@ -154,6 +155,7 @@ class Execution:
             name: ``'<part>.<what>'``.
             per_token: Multiply-adds per token of a text outside the layers: of the head.
             padded: Tokens of each text as the decoder runs it, padding included.
+            texts: Number of texts that it runs, those included that were finished before the others; None: A.
         """
         ((stream, views),) = layers.items()
         n = lengths.float()
@@ -161,5 +163,6 @@ class Execution:
         none = n.new_zeros(memory.layout.batch_size)
         fixed, per_memory = none.index_add(0, index, without), none.index_add(0, index, with_one - without)
         held = memory.layout.counts().max()
-        executed = len(n) * int(decoder_multiply_adds(views, stream, torch.full_like(held, padded), held, per_token))
+        each = int(decoder_multiply_adds(views, stream, torch.full_like(held, padded), held, per_token))
+        executed = (len(n) if texts is None else texts) * each
         self.record.entries.append(LinearRecord(name, stream, memory.layout, per_memory, executed, fixed=fixed))

@@ -98,8 +98,8 @@ class LavisCaptioner(LavisDecoding):
         config, prompt = arguments["text_decoder"].config, arguments["prompt"]
         if isinstance(prompt, str) and self.tokenizer is None:
             raise ValueError(
-                f"prompt is {prompt!r} and tokenizer is None; give the tokenizer of the pipeline, or the prompt's token ids with "
-                "begin and end tokens"
+                f"prompt is {prompt!r} and tokenizer is None; give the tokenizer of the pipeline, or the prompt's token ids "
+                "with begin and end tokens"
             )
         ids = self.tokenizer(prompt, _LONGEST).tolist() if isinstance(prompt, str) and self.tokenizer else list(prompt)
         return _PromptTokens(config.vocab_size, config.pad_token_id, ids)
@@ -163,7 +163,7 @@ class LavisCaptioner(LavisDecoding):
         """
         given = inputs.text_mask.sum(1) - 1
         if (given != given[0]).any():
-            raise ValueError(f"the texts of a batch have {(given + 1).tolist()} tokens; expected one prompt for all to continue")
+            raise ValueError(f"texts of a batch have {(given + 1).tolist()} tokens; expected one prompt for all to continue")
         memory = self.encode(inputs, execution)
         states, mask = memory.pad()
         rows = torch.arange(len(states), device=states.device).repeat_interleave(captions)
@@ -228,7 +228,7 @@ def _continued(given: Tensor, real: Tensor, texts: TextTargets) -> tuple[Tensor,
     more = texts.mask[:, 1:]
     ids = torch.cat([given, texts.input_ids[:, 1:]], 1)
     both, asked = torch.cat([real, more], 1), torch.cat([torch.zeros_like(real), more], 1)
-    order = (~both).byte().argsort(1, stable=True)[:, : int(both.sum(1).max())]
+    order = (~both).byte().argsort(dim=1, stable=True)[:, : int(both.sum(1).max())]
     return ids.gather(1, order), both.gather(1, order), asked.gather(1, order)
 
 

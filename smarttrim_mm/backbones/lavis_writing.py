@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+NUCLEUS_PENALTY = 1.1  # of repetitions: LAVIS's nucleus sampling has no other
+
 # ids that a decoder runs on [A, t], which instance each row is about [A], which rows are not finished, bool [A]
 OnRun = Callable[[Tensor, Tensor, Tensor], None]
 

@@ -35,7 +35,7 @@ class COCOKarpathyCaption(VisionLanguageDataset):
     """
 
     METAINFO = {"dataset_name": "COCO captions"}
-    LAYOUT = "coco_karpathy_train.json, coco_karpathy_val.json, coco_karpathy_test.json, and train2014/ and val2014/ with images"
+    LAYOUT = "coco_karpathy_train.json, coco_karpathy_val.json, coco_karpathy_test.json, and the images in train2014/, val2014/"
 
     def __init__(self, *, split: str, data_root: str = "data/coco", prompt: str = "a picture of", **kwargs: Any) -> None:
         self.split = check_split(split, _PUBLISHED)
@@ -67,7 +67,7 @@ class COCOKarpathyCaption(VisionLanguageDataset):
             else:
                 captions = field(row, "caption", list, where)
                 if not captions or not all(isinstance(caption, str) for caption in captions):
-                    raise ValueError(f"{where} has caption={captions!r}: expected a list of about five texts; fetch the file again")
+                    raise ValueError(f"{where} has caption={captions!r}: expected a list of texts; fetch the file again")
             return {
                 "img_path": str(root / name),
                 "image_id": image_id,

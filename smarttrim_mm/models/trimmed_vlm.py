@@ -72,8 +72,9 @@ class TrimmedVLM(BaseModel):
         Args:
             inputs: The batch.
             data_samples: One per image, with its questions.
-            mode: ``'loss'``: dict of losses and numbers to log; ``'predict'``: the data samples with ``pred_scores`` [Q, C] (or
-                what the backbone predicts) and ``trim`` (per question: multiply-adds and kept ratios); ``'tensor'``: logits [G, C].
+            mode: ``'loss'``: dict of losses and numbers to log; ``'predict'``: the data samples with ``pred_scores`` [Q, C], or
+                what the backbone predicts, and ``trim`` (per question: multiply-adds and kept ratios); ``'tensor'``: logits
+                [G, C].
 
         Raises:
             ValueError: If ``mode`` is none of these, or targets or data samples are missing.

@@ -1,5 +1,5 @@
-# BLIP fine-tuned on the task with SmartTrim at half the multiply-adds of a training; the decoder runs whole, in a test for every
-# word anew (docs/lavis.md). From BLIP's fine-tuned file:
+# BLIP fine-tuned on the task with SmartTrim at half the multiply-adds of a training; a test runs the decoder for every word
+# anew (docs/lavis.md). From BLIP's fine-tuned file:
 # bash tools/dist_train.sh configs/lavis_blip/blip_coco-caption_smarttrim-2x.py 8 --amp \
 #     --cfg-options model.backbone.checkpoint=model_base_caption_capfilt_large.pth
 _base_ = "blip_coco-caption_dense.py"

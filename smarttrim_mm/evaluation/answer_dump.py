@@ -20,8 +20,8 @@ class AnswerDump(BaseMetric):
             ``prediction`` (a class index; ``predicted_answer`` its name, where the data set names its classes), ``score``
             (its probability, 0-1), and where known ``answer`` (of several people's, the most frequent), ``identifier`` (of
             NLVR2) and ``multiply_adds``. Of captions, ``predicted_answer`` is the caption, and ``references`` those of people;
-            there is no ``prediction`` and no ``score``. Of retrieval, one an image: ``image_id``, and ``text_ids`` and ``scores`` of the ten
-            best texts, best first.
+            there is no ``prediction`` and no ``score``. Of retrieval, one an image: ``image_id``, and ``text_ids`` and
+            ``scores`` of the ten best texts, best first.
     """
 
     default_prefix = "answers"

@@ -101,12 +101,17 @@ class CaptionScores(BaseMetric):
             data_samples: Dicts with ``image_id``, ``pred_caption``, and ``gt_answers``, a list with the list of references.
 
         Raises:
-            ValueError: If a field is missing.
+            ValueError: If a field is missing, or there are several lists of references.
         """
         for sample in data_samples:
             require_fields(self, sample, ("image_id", "pred_caption", "gt_answers"))
-            (references,) = sample["gt_answers"]
-            self.results.append([(int(sample["image_id"]), (sample["pred_caption"], tuple(references)))])
+            image, references = int(sample["image_id"]), sample["gt_answers"]
+            if len(references) != 1:
+                raise ValueError(
+                    f"gt_answers of image {image} holds {len(references)} lists of captions: expected one, of all references; "
+                    "evaluate a data set with one prompt an image"
+                )
+            self.results.append([(image, (sample["pred_caption"], tuple(references[0])))])
 
     def compute_metrics(self, results: list[list[tuple[int, tuple[str, tuple[str, ...]]]]]) -> dict[str, float]:
         """Scores the captions of all images, each counted once.

@@ -57,7 +57,8 @@ def inputs_of():
 
 def as_lavis(inputs) -> dict:
     """The batch as LAVIS's own task passes it: whole texts, padded."""
-    ids = [[*PROMPT[:-1], *row[1:][real[1:]].tolist()] for row, real in zip(inputs.targets.input_ids, inputs.targets.mask)]
+    texts = inputs.targets
+    ids = [[*PROMPT[:-1], *row[1:][real[1:]].tolist()] for row, real in zip(texts.input_ids, texts.mask, strict=True)]
     length = max(map(len, ids))
     padded = torch.tensor([row + [0] * (length - len(row)) for row in ids])
     return {"image": inputs.unshared().images, "text_input": encoding(padded, padded != 0)}
@@ -333,5 +334,5 @@ def test_errors_of_the_config(build, change, message):
 def test_an_image_of_another_size(build, inputs_of):
     model = build()
     inputs = inputs_of(model)
-    with pytest.raises(ValueError, match="images are .8, 8. pixels; expected 16 by 16"):
+    with pytest.raises(ValueError, match=r"images are .8, 8. pixels; expected 16 by 16"):
         model(replace(inputs, images=inputs.images[..., :8, :8]))

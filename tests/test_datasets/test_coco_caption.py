@@ -79,7 +79,7 @@ def test_broken_files(root):
     with pytest.raises(ValueError, match="split='dev': expected one of 'train', 'val', 'test'"):
         COCOKarpathyCaption(split="dev", data_root=str(root))
     write_json(root / "coco_karpathy_val.json", {"images": []})
-    with pytest.raises(ValueError, match="val.json holds .*: expected a list of objects with 'image' and 'caption'"):
+    with pytest.raises(ValueError, match=r"val.json holds .*: expected a list of objects with 'image' and 'caption'"):
         COCOKarpathyCaption(split="val", data_root=str(root))
     (root / "coco_karpathy_val.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no file .*coco_karpathy_val.json; expected coco_karpathy_train.json"):

@@ -91,7 +91,7 @@ def test_truncated_images_are_errors_wherever_pillow_was_told_otherwise(tmp_path
     [
         ("A Man (in red) rides a horse!!", "a man in red rides a horse"),
         ("two  dogs;\n one cat.  ", "two dogs one cat"),
-        ("the dog's black-and-white, \"fast\" #1 ~ friend: who?", "the dog's black-and-white, fast 1 friend who?"),
+        ('the dog\'s black-and-white, "fast" #1 ~ friend: who?', "the dog's black-and-white, fast 1 friend who?"),
         (" ".join(["w"] * 60), " ".join(["w"] * 50)),
         ("...", ""),
     ],

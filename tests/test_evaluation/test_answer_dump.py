@@ -50,7 +50,8 @@ def test_the_ten_best_texts_of_an_image():
 def test_captions():
     metric = AnswerDump()
     fields = {"pred_caption": "a cat", "question_ids": torch.tensor([7]), "questions": ["a picture of"]}
-    metric.process(None, [{**fields, "image_id": 7, "gt_answers": [["A cat.", "cats"]], "trim": {"multiply_adds": torch.ones(1)}}])
+    known = {"gt_answers": [["A cat.", "cats"]], "trim": {"multiply_adds": torch.ones(1)}}
+    metric.process(None, [{**fields, "image_id": 7, **known}])
     metric.process(None, [{**fields, "image_id": 8}])
     metric.evaluate(2)
     first = {"image_id": 7, "predicted_answer": "a cat", "references": ["A cat.", "cats"], "multiply_adds": 1.0}

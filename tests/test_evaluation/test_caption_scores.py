@@ -75,6 +75,8 @@ def test_what_is_missing(monkeypatch):
     metric = CaptionScores(tokenizer="plain")
     with pytest.raises(ValueError, match="CaptionScores reads pred_caption, but the data sample of image 7 has only"):
         metric.process(None, [{"image_id": 7, "gt_answers": [["a"]], "pred_scores": None}])
+    with pytest.raises(ValueError, match="gt_answers of image 7 holds 2 lists of captions: expected one"):
+        metric.process(None, [{"image_id": 7, "gt_answers": [["a"], ["b"]], "pred_caption": "a"}])
     with pytest.raises(ValueError, match="captions of 1 images and references of 2, and 1 are only in one of them, such as"):
         caption_scores({7: "a"}, REFERENCES, "plain")
     with pytest.raises(ValueError, match="captions of 0 images"):
@@ -85,7 +87,7 @@ def test_what_is_missing(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("pycocoevalcap")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
-    with pytest.raises(ImportError, match="  pip install pycocoevalcap==1.2"):
+    with pytest.raises(ImportError, match=r"  pip install pycocoevalcap==1.2"):
         CaptionScores(tokenizer="plain")
 
 

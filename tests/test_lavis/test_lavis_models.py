@@ -131,9 +131,8 @@ def test_drawn_answers_of_lavis(build, lavis_own, batch):
         begin = BatchEncoding({"input_ids": torch.full((3, 1), own.tokenizer.bos_token_id)})
         length = {"max_length": 8, "min_length": 3}
         torch.manual_seed(seed)
-        ids = own.text_decoder.generate_from_encoder(
-            begin, states, own.tokenizer.sep_token_id, own.tokenizer.pad_token_id, use_nucleus_sampling=True, top_p=0.8, **length
-        )
+        ends = own.tokenizer.sep_token_id, own.tokenizer.pad_token_id
+        ids = own.text_decoder.generate_from_encoder(begin, states, *ends, use_nucleus_sampling=True, top_p=0.8, **length)
         torch.manual_seed(seed)
         asked = {"inference_method": "generate", "use_nucleus_sampling": True, "top_p": 0.8, "max_len": 8, "min_len": 3}
         ours = model.predict_answers(samples, **asked)

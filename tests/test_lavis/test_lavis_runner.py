@@ -218,7 +218,7 @@ def test_captions(run, captions, lavis_own):
     before = {name: value.clone() for name, value in runner.model.state_dict().items()}
     runner.train()
     validated = [line for line in logged(runner) if "val_CIDEr" in line]
-    assert len(validated) == 2 and [line["val_samples"] for line in validated] == [6, 6] and validated[0]["val_multiply_adds"] > 0
+    assert [line["val_samples"] for line in validated] == [6, 6] and validated[0]["val_multiply_adds"] > 0
     assert validated[0]["val_agg_metrics"] == pytest.approx(validated[0]["val_CIDEr"] + validated[0]["val_Bleu_4"])
     moved = {name for name, value in runner.model.state_dict().items() if not torch.equal(value, before[name])}
     assert {name.partition(".")[0] for name in moved} == {"visual_encoder", "text_decoder", "policy"}
@@ -262,8 +262,8 @@ def test_captions_are_refused_before_they_are_written(run, captions, monkeypatch
 def test_references_in_another_format(tmp_path):
     (tmp_path / "results.json").write_text('[{"image_id": 1, "caption": "a cat"}]')
     (tmp_path / "references.json").write_text('[{"image_id": 1}]')
-    with pytest.raises(ValueError, match="references.json is no file of references in COCO's format"):
+    with pytest.raises(ValueError, match=r"references.json is no file of references in COCO's format"):
         scores(str(tmp_path / "results.json"), str(tmp_path / "references.json"), "plain")
     (tmp_path / "references.json").write_text('{"annotations": [{"image_id": 2, "caption": "a dog"}]}')
-    with pytest.raises(ValueError, match=r"captions of 1 images and references of 1, and 2 are only in one of them, such as \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"captions of 1 images .* and 2 are only in one of them, such as \[1, 2\]"):
         scores(str(tmp_path / "results.json"), str(tmp_path / "references.json"), "plain")

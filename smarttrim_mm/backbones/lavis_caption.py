@@ -168,9 +168,8 @@ class LavisCaptioner(LavisDecoding):
         states, mask = memory.pad()
         rows = torch.arange(len(states), device=states.device).repeat_interleave(captions)
 
-        def count(ids: Tensor, index: Tensor, goes_on: Tensor) -> None:
-            real = torch.ones_like(ids, dtype=torch.bool)
-            self.count_decoder(execution, memory, real[goes_on], rows[index][goes_on], len(ids))
+        def count(ids: Tensor, index: Tensor, done: Tensor) -> None:
+            self.count_decoder(execution, memory, torch.ones_like(ids, dtype=torch.bool), rows[index], done)
 
         return write(
             self.host.text_decoder,

@@ -45,7 +45,7 @@ class LavisDecoding(LavisBackbone):
         return [bert_view(layer, *self.decodes) for layer in self.host.text_decoder.bert.encoder.layer]
 
     def count_decoder(
-        self, execution: Execution, memory: TokenStream, real: Tensor, index: Tensor, texts: int | None = None
+        self, execution: Execution, memory: TokenStream, real: Tensor, index: Tensor, done: Tensor | None = None
     ) -> None:
         """Records a run of the decoder.
 
@@ -54,7 +54,7 @@ class LavisDecoding(LavisBackbone):
             memory: What it reads.
             real: True at real tokens of the texts, bool [A, L].
             index: Which instance of the memory each text reads, long [A].
-            texts: Number of texts that it runs, those included that were finished before the others; None: A.
+            done: True at texts that were finished before the others, bool [A]; None: none.
         """
         gives, reads = self.decodes
         execution.decoder(
@@ -65,7 +65,7 @@ class LavisDecoding(LavisBackbone):
             name=f"decoder.{gives}",
             per_token=sum(linear.weight.numel() for linear in linears(self.host.text_decoder.cls)),
             padded=real.shape[1],
-            texts=texts,
+            done=done,
         )
 
     def _begun(self, ids: Tensor) -> Tensor:

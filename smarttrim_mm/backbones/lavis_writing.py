@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 NUCLEUS_PENALTY = 1.1  # of repetitions: LAVIS's nucleus sampling has no other
 
-# ids that a decoder runs on [A, t], which instance each row is about [A], which rows are not finished, bool [A]
+# ids that a decoder runs on [A, t], which instance each row is about [A], which rows were finished before, bool [A]
 OnRun = Callable[[Tensor, Tensor, Tensor], None]
 
 
@@ -90,7 +90,7 @@ def write(
     Args:
         decoder: LAVIS's ``XBertLMHeadDecoder``.
         begun: What is there of the texts, long [A, t].
-        states: What it reads, padded, [A, M, D].
+        states: What it reads, padded on the right, [A, M, D].
         mask: True at what is real of it, bool [A, M].
         how: Settings.
         end_id: Id of the token that ends a text.
@@ -110,15 +110,16 @@ def write(
 
         def note(_: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Any], some: Tensor = some) -> None:
             ids = args[0] if args else kwargs["input_ids"]
-            goes_on = (ids[:, begun.shape[1] :] != end_id).all(1)
-            on_run(ids, some.repeat_interleave(len(ids) // len(some)), goes_on)
+            done = (ids[:, begun.shape[1] :] == end_id).any(1)
+            on_run(ids, some.repeat_interleave(len(ids) // len(some)), done)
 
+        width = int(mask[some].sum(1).max())
         count = decoder.register_forward_pre_hook(note, with_kwargs=True)
         try:
             found = decoder.generate(  # type: ignore[operator]
                 input_ids=begun[some],
-                encoder_hidden_states=states[some],
-                encoder_attention_mask=mask[some].long(),
+                encoder_hidden_states=states[some, :width],
+                encoder_attention_mask=mask[some, :width].long(),
                 **settings,
             )
         finally:

@@ -114,9 +114,8 @@ class Answerer(TrimmedModel):
         assert self._read is not None
         (execution, memory), self._read = self._read, None  # what is written is counted here
 
-        def count(ids: Tensor, index: Tensor, goes_on: Tensor) -> None:
-            real = torch.ones_like(ids, dtype=torch.bool)
-            self.backbone.count_decoder(execution, memory, real[goes_on], index[goes_on], len(ids))
+        def count(ids: Tensor, index: Tensor, done: Tensor) -> None:
+            self.backbone.count_decoder(execution, memory, torch.ones_like(ids, dtype=torch.bool), index, done)
 
         written = write(
             self.text_decoder,

@@ -204,7 +204,7 @@ def texts_of(ids):
     [
         {"num_beams": 3, "max_length": 12, "min_length": 6},
         {"num_beams": 1, "max_length": 12, "min_length": 6},
-        {"num_beams": 2, "max_length": 9, "min_length": 4, "repetition_penalty": 3.0},
+        {"num_beams": 2, "max_length": 11, "min_length": 8, "repetition_penalty": 3.0},
         {},
     ],
     ids=["beams", "greedy", "penalty", "as LAVIS"],
@@ -265,14 +265,17 @@ def test_what_is_written_does_not_depend_on_the_batch(build, inputs_of, policy, 
 
 
 @pytest.mark.parametrize("how", [{"num_beams": 3}, {"num_beams": 1}, {"nucleus": True}], ids=["beams", "greedy", "nucleus"])
+@pytest.mark.parametrize("policy", [SMARTTRIM, HALF], ids=["smarttrim", "random"])
 @torch.no_grad()
-def test_all_runs_of_the_decoder_are_counted(build, inputs_of, how):
-    """Executed compute by torch's own counter, in a batch; decided compute alone."""
-    model = build(HALF)
+def test_all_runs_of_the_decoder_are_counted(build, inputs_of, policy, how):
+    """Executed compute by torch's own counter, in a batch of images of which unequal parts are left; decided compute alone."""
+    model = build(policy)
     inputs = replace(inputs_of(model), targets=None)
     how = Writing(**how, max_length=12, min_length=4)
     (_, record), counted = count_multiply_adds(lambda: written(model, inputs, how))
     assert record.executed_multiply_adds() == pytest.approx(counted / 4, rel=0.01)
+    kept = record.entries[-1].layout.counts()
+    assert (len(kept.unique()) > 1) is (policy is SMARTTRIM)
     one = inputs.select(torch.tensor([2]))
     (_, record), counted = count_multiply_adds(lambda: written(model, one, how))
     assert float(record.multiply_adds()) == pytest.approx(counted, rel=0.01)

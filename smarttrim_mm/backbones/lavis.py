@@ -339,10 +339,14 @@ class LavisBackbone(nn.Module):
         path = host_class.default_config_path(next(iter(types)) if model_type is None else model_type)
         settings = import_lavis("omegaconf").OmegaConf.load(path).model
         arguments = self.host_arguments(host_class, arch, settings, vision, text, decoder, options)
-        config = arguments["text_encoder"].config
-        tokenizer = GivenTokens(config.vocab_size, config.pad_token_id)
+        tokenizer = self.host_tokenizer(arguments)
         methods = {"init_tokenizer": classmethod(lambda cls: tokenizer), **self.host_methods}
         return type(host_class.__name__, (host_class,), methods)(**arguments)
+
+    def host_tokenizer(self, arguments: Mapping[str, Any]) -> GivenTokens:
+        """What stands for the tokenizer in a model that LAVIS's constructor makes of these arguments."""
+        config = arguments.get("text_encoder", arguments.get("text_decoder")).config
+        return GivenTokens(config.vocab_size, config.pad_token_id)
 
     @classmethod
     def host_arguments(
@@ -372,12 +376,15 @@ class LavisBackbone(nn.Module):
         image_encoder.vision_width = sizes["embed_dim"]  # as its from_config does
         bert, _ = BertConfig.get_config_dict(import_lavis("lavis.common.utils").get_abs_path(settings.med_config_path))
         bert |= {**cls.text_defaults, **text}
-        config = BertConfig(**{**bert, "encoder_width": sizes["embed_dim"]})
-        parts = {"image_encoder": image_encoder, "text_encoder": cls.text_class()(config=config, add_pooling_layer=False)}
+        parts, width = {"image_encoder": image_encoder}, sizes["embed_dim"]
         named = inspect.signature(host_class.__init__).parameters
+        if "text_encoder" in named:
+            config = BertConfig(**{**bert, "encoder_width": width})
+            parts["text_encoder"] = cls.text_class()(config=config, add_pooling_layer=False)
+            width = config.hidden_size
         if "text_decoder" in named:
-            reads_text = BertConfig(**{**bert, **cls.decoder_defaults, **decoder, "encoder_width": config.hidden_size})
-            parts["text_decoder"] = import_lavis("lavis.models.med").XBertLMHeadDecoder(config=reads_text)
+            config = BertConfig(**{**bert, **cls.decoder_defaults, **decoder, "encoder_width": width})
+            parts["text_decoder"] = import_lavis("lavis.models.med").XBertLMHeadDecoder(config=config)
         elif decoder:
             raise ValueError(f"decoder is {dict(decoder)}; LAVIS's {arch} has no decoder. Leave it out")
         accepted = [name for name in named if name not in ("self", *parts)]

@@ -32,7 +32,7 @@ class TrimmedModel(BaseModel):
 
     Attributes:
         last_losses: Scalars of the last training step by name: losses, ``speedup``, kept ratios.
-        last_record: What the last prediction kept and took.
+        last_record: What the last prediction kept and took; not of re-ranking, which is many passes.
     """
 
     arch: ClassVar[str]
@@ -186,8 +186,12 @@ class TrimmedModel(BaseModel):
     def _note(self, record: TrimRecord) -> None:
         self.last_record = record
         with torch.no_grad():
-            decided, dense = (cost.double().sum().item() for cost in (record.multiply_adds(), record.dense_multiply_adds()))
-        self._spent += torch.tensor([record.samples, decided, dense], dtype=torch.float64)
+            self._spend(record.multiply_adds(), record.dense_multiply_adds())
+
+    def _spend(self, decided: Tensor, dense: Tensor) -> None:
+        """Adds samples to the report: the multiply-adds of each, [G]."""
+        sums = [cost.double().sum().item() for cost in (decided, dense)]
+        self._spent += torch.tensor([len(decided), *sums], dtype=torch.float64)
 
     def _move(self, samples: Mapping[str, Any]) -> None:
         missing = [name for name in ("epoch", "iters", "num_iters_per_epoch") if name not in samples]

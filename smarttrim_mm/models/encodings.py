@@ -36,17 +36,14 @@ def joined(encodings: Sequence[Encoding]) -> Encoding:
 
 def num_bytes(encoding: object) -> int:
     """Bytes of the tensors of an encoding."""
-    if isinstance(encoding, Tensor):
-        return encoding.nbytes
-    return sum(num_bytes(part) for part in _parts(encoding).values()) if is_dataclass(encoding) else 0
+    return encoding.nbytes if isinstance(encoding, Tensor) else sum(map(num_bytes, _parts(encoding).values()))
 
 
 def _moved(part: Any, device: torch.device | str) -> Any:
     if isinstance(part, Tensor):
         return part.to(device)
-    return (
-        replace(part, **{name: _moved(value, device) for name, value in _parts(part).items()}) if is_dataclass(part) else part
-    )
+    parts = {name: _moved(value, device) for name, value in _parts(part).items()}
+    return replace(part, **parts) if parts else part
 
 
 def _joined(parts: Sequence[Any]) -> Any:
@@ -55,13 +52,14 @@ def _joined(parts: Sequence[Any]) -> Any:
         return torch.cat(list(parts))
     if isinstance(first, PackedLayout):
         return PackedLayout.join(parts)
-    if not is_dataclass(first):
+    names = _parts(first)
+    if not names:
         raise TypeError(
             f"an encoding holds a {type(first).__name__}: expected packed token streams, tensors [instances, ...], or "
             "dataclasses of these; see encode_texts in docs/add_a_backbone.md"
         )
-    return replace(first, **{name: _joined([_parts(part)[name] for part in parts]) for name in _parts(first)})
+    return replace(first, **{name: _joined([getattr(part, name) for part in parts]) for name in names})
 
 
 def _parts(encoding: Any) -> dict[str, Any]:
-    return {field.name: getattr(encoding, field.name) for field in fields(encoding)}
+    return {field.name: getattr(encoding, field.name) for field in fields(encoding)} if is_dataclass(encoding) else {}

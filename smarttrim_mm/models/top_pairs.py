@@ -110,8 +110,10 @@ class TopPairScorer:
         Returns:
             Number of pairs that this process fuses: those of its images.
         """
-        offered, numbers = torch.cat(self._offered), torch.cat(self._numbers)
-        best = top_of_columns(torch.cat(self._rows)[offered], numbers[offered, None], self.top_k)
+        none = torch.zeros(0, len(self.scorer.text_ids))  # of a process that has no images
+        rows, numbers = torch.cat([none, *self._rows]), torch.cat([none[:, 0].long(), *self._numbers])
+        offered = torch.cat([none[:, 0].bool(), *self._offered])
+        best = top_of_columns(rows[offered], numbers[offered, None], self.top_k)
         values, whose = (torch.cat(parts) for parts in zip(*gather(best), strict=True))
         by_texts = torch.zeros(self.images, whose.shape[1], dtype=torch.bool)
         by_texts.scatter_(0, top_of_columns(values, whose, self.top_k)[1], True)

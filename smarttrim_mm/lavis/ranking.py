@@ -115,7 +115,7 @@ class Ranker(TrimmedModel):
             input_ids=none,
             text_mask=none.bool(),
             special_mask=none.bool(),
-            sample_ids=none[0:0, 0],
+            sample_ids=none.flatten(),
         )
 
 

@@ -122,7 +122,8 @@ class _AllPairs:
         bar.close(f"{scorer.num_bytes / 2**20:.0f} MiB")
         bar = self._bar("fusing pairs", scorer.choose(all_gather_object))
         found = scorer.scores(lambda number: bar.advance(steps=number))
-        for index, data in enumerate(batches):
+        for index in range(len(batches)):
+            data, batches[index] = batches[index], {}  # metrics keep what they need of the scores
             self.runner.call_hook(f"before_{self.mode}_iter", batch_idx=index, data_batch=data)
             top = next(found)
             self._judge(index, data, split, {"scores": top.of_texts, "image_scores": top.of_images}, top.trim)

@@ -137,7 +137,7 @@ class TrimmedModel(BaseModel):
             pairs_per_sample=each,
         )
 
-    def learn(self, samples: dict[str, Any], targets: Tensor | TextTargets) -> tuple[Tensor, Tensor]:
+    def learn(self, samples: dict[str, Any], targets: Tensor | TextTargets | None) -> tuple[Tensor, Any]:
         """The sum of all losses, and the logits of the trimmed pass.
 
         In training mode the schedules are at the place that ``epoch``, ``iters`` and ``num_iters_per_epoch`` say, which

@@ -10,6 +10,8 @@ from small_lavis import ANSWERS, SIZES, TEXTS
 from torch.distributed import destroy_process_group, init_process_group
 from torch.multiprocessing import start_processes
 
+from smarttrim_mm.testing import count_multiply_adds
+
 CAPTIONS = [*TEXTS, *ANSWERS, "is it red ?", "a dog on the grass " * 12]  # the last is cut
 SMARTTRIM = {"type": "SmartTrim", "stable_init": False}
 
@@ -17,9 +19,9 @@ SMARTTRIM = {"type": "SmartTrim", "stable_init": False}
 class Loader(list):
     """Batches as LAVIS's loader gives them."""
 
-    def __init__(self, images, batch_size=3):
+    def __init__(self, images, batch_size=3, texts=CAPTIONS):
         super().__init__({"image": part} for part in images.split(batch_size))
-        self.dataset = SimpleNamespace(text=CAPTIONS, image=[f"{i}.png" for i in range(len(images))])
+        self.dataset = SimpleNamespace(text=texts, image=[f"{i}.png" for i in range(len(images))])
 
 
 @pytest.fixture
@@ -76,6 +78,19 @@ def test_the_report_counts_images_with_their_pairs(make_ranking, loader):
     assert whole["samples"] == few["samples"] == 7
     assert whole["speedup"] > 1 and few["speedup"] > 1
     assert whole["dense_multiply_adds"] > 1.5 * few["dense_multiply_adds"]
+
+
+@pytest.mark.parametrize("arch", ["blip_retrieval", "albef_retrieval"])
+@torch.no_grad()
+def test_what_runs_is_what_the_report_counts(make_ranking, arch):
+    """By an independent count of what torch dispatches; attention pads texts of unequal length."""
+    model = make_ranking(arch)
+    images = torch.randn(7, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    texts = [f"{first} {second} dog on grass" for first in ("two", "the", "a") for second in ("red", "blue", "green")]
+    _, counted = count_multiply_adds(lambda: matrices(model, Loader(images, texts=texts), 2))
+    report = model.compute_report()
+    for name in ("multiply_adds", "dense_multiply_adds"):
+        assert report["samples"] * report[name] * 1e6 == pytest.approx(counted, rel=0.01)
 
 
 def _rank_as(rank, folder, model, loader):

@@ -35,8 +35,8 @@ def load_public(host: Any, path: str) -> Conversion:
 
     Position tables are resized by LAVIS's own ``interpolate_pos_embed``. A classification head may be new. NLVR2's twin
     attentions start from the single ones of a pre-trained BLIP, with new merging layers; a decoder, from the language model of
-    a pre-trained ALBEF. Momentum copies that the file lacks are made from what was loaded. A queue starts anew if the file lacks
-    it, or has it in another size.
+    a pre-trained ALBEF. Momentum copies that the file lacks are made from what was loaded. A queue starts anew if the file has
+    none of its size.
 
     Args:
         host: The LAVIS model.

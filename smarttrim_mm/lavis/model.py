@@ -40,6 +40,7 @@ class TrimmedModel(BaseModel):
     adapter: ClassVar[type[LavisBackbone]]
     output_class: ClassVar[Any]  # LAVIS's, with a loss
     task_loss: ClassVar[Mapping[str, Any]]
+    padding: ClassVar[str] = "longest"  # of texts, as transformers has it
 
     def __init__(self, *, tokenizer: Any, trimming: Mapping[str, Any], **arguments: Any) -> None:
         self._given_tokenizer = tokenizer  # first: LAVIS's constructor asks for it
@@ -71,8 +72,8 @@ class TrimmedModel(BaseModel):
 
         Besides LAVIS's settings it reads ``trimming`` (:class:`~smarttrim_mm.lavis.settings.Trimming`), ``tokenizer`` (a
         folder), and ``vision``, ``text`` and ``decoder``, which are those of a
-        :class:`~smarttrim_mm.backbones.lavis.LavisBackbone`. Nothing is downloaded. There are no momentum copies: LAVIS's
-        ``use_distill``, ``momentum`` and ``alpha`` have no effect.
+        :class:`~smarttrim_mm.backbones.lavis.LavisBackbone`. Nothing is downloaded. But for retrieval there are no momentum
+        copies: LAVIS's ``use_distill``, ``momentum`` and ``alpha`` have no effect.
 
         Args:
             cfg: The section.
@@ -213,7 +214,7 @@ class TrimmedModel(BaseModel):
         """Texts as LAVIS's own forward tokenizes them; NLVR2's of BLIP are not cut."""
         cut = {"truncation": True, "max_length": self.max_txt_len} if hasattr(self, "max_txt_len") else {}
         texts = [texts] if isinstance(texts, str) else texts
-        return self.tokenizer(texts, padding="longest", return_tensors="pt", **cut).to(self.device)
+        return self.tokenizer(texts, padding=self.padding, return_tensors="pt", **cut).to(self.device)
 
 
 def methods_of(adapter: type[LavisBackbone]) -> Callable[[type[TrimmedModel]], type[TrimmedModel]]:

@@ -100,12 +100,12 @@ class TrimmedVLM(BaseModel):
             inputs = prepare(self.backbone, inputs)
         if inputs.targets is None:
             raise ValueError("inputs.targets is None; mode 'loss' needs an answer for every question")
-        frozen = self.distillation.frozen_teacher if self.distillation is not None else None
+        frozen = self.distillation is not None and self.distillation.frozen_teacher
         teacher = None if frozen else self._teach(inputs)
         logits, record = self._run(inputs.after(teacher), self.policy, "masked")
         inputs = inputs.after(logits)
-        if frozen:
-            teacher = self._frozen_logits(inputs, frozen)
+        if frozen:  # after it, as the model in training chooses what both are asked
+            teacher = self._teach(inputs)
         if min(part.shape[1] for part in parts_of(logits)) < 2:
             raise ValueError(
                 f"the model gives scores {list(parts_of(logits)[0].shape)}, one a sample, which no loss can compare: a ranking "
@@ -185,6 +185,8 @@ class TrimmedVLM(BaseModel):
     def _teach(self, inputs: VLMInputs) -> Tensor | PairLogits | None:
         if self.distillation is None:
             return None
+        if self.distillation.frozen_teacher:
+            return self._frozen_logits(inputs, self.distillation.frozen_teacher)
         with torch.set_grad_enabled(self.distillation.dense_task_weight > 0):
             return self._run(inputs, self.dense, "masked")[0]
 

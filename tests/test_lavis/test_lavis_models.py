@@ -36,7 +36,9 @@ def test_lavis_is_imported_by_the_plugin_only():
 def test_names_of_weights_are_lavis_own(build, lavis_own, arch):
     model = build(arch, SMARTTRIM)
     ours = {key for key in model.state_dict() if not key.startswith("policy.")}
-    assert ours == {key for key in lavis_own(model).state_dict() if "_m." not in key}
+    copies = {key for key in ours if "_m." in key}
+    assert ours - copies == {key for key in lavis_own(model).state_dict() if "_m." not in key}
+    assert bool(copies) is arch.endswith("retrieval")
     assert len(model.state_dict()) > len(ours)
     assert {id(p) for p in model.parameters()} == {id(p) for p in model.trimmed.parameters()}
 
@@ -128,7 +130,7 @@ def test_written_answers_of_lavis(build, lavis_own, batch, monkeypatch, beams):
 
 
 @pytest.mark.parametrize("text_first", [False, True])
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", [arch for arch in ARCHS if not arch.endswith("retrieval")])
 @torch.no_grad()
 def test_less_is_spent_and_a_text_alone_has_the_same_answer(build, batch, arch, text_first):
     model = build(arch, SMARTTRIM, {"text_first": text_first})

@@ -209,7 +209,7 @@ def test_retrieval(run, flickr30k, arch):
     fusing = {"fusion_layer": 1} if arch.startswith("albef") else {}
     text = {**SIZES["text"], "max_position_embeddings": 40, **fusing}  # LAVIS tests with 35 tokens
     sizes = {"text": text, "queue_size": 8, "embed_dim": 16}
-    runner = run(arch, flickr30k, "retrieval", arch, model=sizes, k_test=3, use_dist_eval_sampler=False)
+    runner = run(arch, flickr30k, "retrieval", arch, model=sizes, k_test=3, use_dist_eval_sampler=False, batch_size_train=4)
     before = {name: value.clone() for name, value in runner.model.state_dict().items()}
     runner.train()
     lines = logged(runner)

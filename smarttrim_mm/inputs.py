@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smarttrim_mm.pairs import PairLogits, PairTargets
+
 
 @dataclass(frozen=True)
 class TextTargets:
@@ -65,7 +67,8 @@ class VLMInputs:
         text_mask: True at real tokens, bool [Q, T].
         special_mask: True at tokens that no policy may drop (``<s>``, ``</s>``), bool [Q, T].
         sample_ids: Stable identity of each pair, long [B].
-        targets: Class indices, long [G], or soft targets, float [G, C], or texts for a decoder; None where unknown.
+        targets: Class indices, long [G], or soft targets, float [G, C], or texts for a decoder, or what a training of retrieval
+            compares; None where unknown.
         text_index: Which text each pair reads, long [B]; None: each has its own, in order.
         text_ids: Stable identity of each text, long [Q]; None: that of its pair.
         pairs_per_sample: Consecutive pairs that are answered together, G = B / pairs_per_sample: the two images of a sentence
@@ -81,7 +84,7 @@ class VLMInputs:
     text_mask: Tensor
     special_mask: Tensor
     sample_ids: Tensor
-    targets: Tensor | TextTargets | None = None
+    targets: Tensor | TextTargets | PairTargets | None = None
     text_index: Tensor | None = None
     text_ids: Tensor | None = None
     pairs_per_sample: int = 1
@@ -91,6 +94,10 @@ class VLMInputs:
         kinds = (Tensor, TextTargets)
         moved: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, kinds)}
         return replace(self, **moved)
+
+    def after(self, logits: Tensor | PairLogits | None) -> VLMInputs:
+        """The batch for the next pass of a training step, which keeps what a pass has chosen."""
+        return replace(self, targets=logits.targets) if isinstance(logits, PairLogits) else self
 
     def unshared_images(self) -> VLMInputs:
         """The same pairs, each with an image of its own."""
@@ -150,11 +157,15 @@ class VLMInputs:
             text_mask=every.text_mask[rows, :width],
             special_mask=every.special_mask[rows, :width],
             sample_ids=every.sample_ids[rows],
-            targets=every.targets.select(samples) if isinstance(every.targets, TextTargets) else _rows(every.targets, samples),
+            targets=_select(every.targets, samples),
             text_ids=None if every.text_ids is None else every.text_ids[rows],
             pairs_per_sample=self.pairs_per_sample,
         )
 
 
-def _rows(values: Tensor | None, rows: Tensor) -> Tensor | None:
-    return None if values is None else values[rows]
+def _select(targets: Tensor | TextTargets | PairTargets | None, samples: Tensor) -> Tensor | TextTargets | None:
+    if isinstance(targets, PairTargets):
+        raise ValueError("targets are those of a training step of retrieval, which belong to its whole batch; select before it")
+    if isinstance(targets, TextTargets):
+        return targets.select(samples)
+    return None if targets is None else targets[samples]

@@ -7,8 +7,9 @@ a batch, ``A`` texts to give, ``K`` tokens of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -184,6 +185,24 @@ class PackedLayout:
         rows = torch.arange(len(instance), device=x.device) + shift.index_select(0, instance)
         layout = self._take(rows, instance, len(index))
         return x.index_select(0, rows), replace(layout, ids=ids, real=self.real[index])
+
+    @classmethod
+    def join(cls, layouts: Sequence[PackedLayout]) -> PackedLayout:
+        """The instances of several layouts of one kind of stream, one after the other."""
+        before = list(accumulate((layout.batch_size for layout in layouts[:-1]), initial=0))
+        instance = torch.cat([layout.instance + begin for layout, begin in zip(layouts, before, strict=True)])
+        lengths, cu_seqlens = _lengths(instance, sum(layout.batch_size for layout in layouts))
+        return cls(
+            lengths=lengths,
+            cu_seqlens=cu_seqlens,
+            instance=instance,
+            source=torch.cat([layout.source for layout in layouts]),
+            protected=torch.cat([layout.protected for layout in layouts]),
+            ids=torch.cat([layout.ids for layout in layouts]),
+            size=max(layout.size for layout in layouts),
+            real=torch.cat([layout.real for layout in layouts]),
+            guide_index=layouts[0].guide_index,
+        )
 
     def _take(self, rows: Tensor, instance: Tensor, batch_size: int) -> PackedLayout:
         lengths, cu_seqlens = _lengths(instance, batch_size)

@@ -24,6 +24,7 @@ from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.layers.bert_views import bert_view
 from smarttrim_mm.layers.execution import Execution
 from smarttrim_mm.layers.views import LayerStep
+from smarttrim_mm.pairs import PairLogits
 from smarttrim_mm.registry import LAVIS_ARCHS, MODELS
 from smarttrim_mm.structures import TokenStream
 
@@ -55,7 +56,7 @@ class LavisBackbone(nn.Module):
         checkpoint: Where a training starts: a public checkpoint of the model or of its pre-training, read by
             :meth:`init_weights`.
         options: Arguments of LAVIS's class besides its encoders (``num_classes``); what is left out is as in the config file,
-            but for ``use_distill``, which is False: momentum copies never run here.
+            but for ``use_distill``, which is False where momentum copies never run: everywhere but in retrieval.
 
     Raises:
         ImportError: If LAVIS cannot be imported.
@@ -67,7 +68,9 @@ class LavisBackbone(nn.Module):
 
     host: Any  # LAVIS has no types
     images_per_text = 1
+    has_memory = False  # whether momentum copies run, and fill a queue
     encodes = False  # whether [ENC] takes the place of [CLS] in the multi-modal encoder
+    anew: frozenset[str] = frozenset()  # streams that enter the fusion stage whole again
     text_defaults: Mapping[str, Any] = {}
     decoder_defaults: Mapping[str, Any] = {}
     option_defaults: Mapping[str, Any] = {}  # of LAVIS's from_config, where its constructor has others
@@ -189,22 +192,26 @@ class LavisBackbone(nn.Module):
 
     @cached_property
     def steps(self) -> dict[str, list[LayerStep]]:
-        """Views of all layers by stage, in the order of execution: ``image``, ``text`` (uni-modal, in ALBEF), ``fusion``."""
+        """Views of all layers by stage, in the order of execution: ``image``, ``text`` (uni-modal, if any), ``fusion``."""
         vit, encoder = self.host.visual_encoder, self.host.text_encoder
         fusing = [layer for layer in encoder.encoder.layer if hasattr(layer, "crossattention")]
-        alone = [layer for layer in encoder.encoder.layer if not hasattr(layer, "crossattention")]
-        text = [LayerStep(f"text.{i}", {"text": bert_view(layer, "text")}) for i, layer in enumerate(alone)]
+        text = [LayerStep(f"text.{i}", {"text": bert_view(layer, "text")}) for i, layer in enumerate(self.uni_modal())]
         image = self.image_steps()
         fusion = [
             LayerStep(
                 f"fusion.{i}",
                 {"text": bert_view(layer, "text", *self.reads(i))},
                 memories=dict.fromkeys(self.reads(i), vit.embed_dim),
+                anew=self.anew if i == 0 else frozenset(),
             )
             for i, layer in enumerate(fusing)
         ]
         stages = {"text": text, "image": image} if self.text_first else {"image": image, "text": text}
         return {name: steps for name, steps in {**stages, "fusion": fusion}.items() if steps}
+
+    def uni_modal(self) -> list[Any]:
+        """The text encoder's layers that run before the image is read: in ALBEF, those without cross-attention."""
+        return [layer for layer in self.host.text_encoder.encoder.layer if not hasattr(layer, "crossattention")]
 
     def image_steps(self) -> list[LayerStep]:
         """Views of the image encoder's layers."""
@@ -238,7 +245,7 @@ class LavisBackbone(nn.Module):
         mask, special = inputs.text_mask[rows], inputs.special_mask[rows]
         return TokenStream.start(x, ids=inputs.sample_ids[first], valid=mask, special=special)
 
-    def encode_images(self, inputs: VLMInputs, execution: Execution, guides: Mapping[str, Tensor]) -> TokenStream:
+    def read_images(self, inputs: VLMInputs, execution: Execution, guides: Mapping[str, Tensor]) -> TokenStream:
         """Runs the image encoder: [I, P + 1, D], padded or packed."""
         vit, rows = self.host.visual_encoder, inputs.image_index
         patches = vit.patch_embed(inputs.images)
@@ -271,7 +278,7 @@ class LavisBackbone(nn.Module):
             guides["text"] = execution.read_ahead(self.ahead, {"text": words}, rows=rows)["text"].guide()
         if rows is not None:
             guides = {name: guide[rows] for name, guide in guides.items()}
-        image = self.encode_images(inputs, execution, guides)
+        image = self.read_images(inputs, execution, guides)
         if text is None:
             text = self._read_text(inputs, first, execution, rows)
         # from here on an image belongs to its pair
@@ -280,7 +287,7 @@ class LavisBackbone(nn.Module):
         images = {name: image.expand(index[i::each], inputs.sample_ids[i::each]) for i, name in enumerate(names)}
         return execution.run(self.steps["fusion"], {"text": text, **images}, rows=rows)["text"]
 
-    def forward(self, inputs: VLMInputs, execution: Execution) -> Tensor:
+    def forward(self, inputs: VLMInputs, execution: Execution) -> Tensor | PairLogits:
         """Runs the model under the execution's policy."""
         raise NotImplementedError(f"{type(self).__name__} does not define forward()")
 
@@ -311,6 +318,9 @@ class LavisBackbone(nn.Module):
                 f"a sample of the batch has {inputs.pairs_per_sample} image-text pairs, and {self.arch} answers about "
                 f"{self.images_per_text}; choose the data set by the model"
             )
+        self._check_size(inputs)
+
+    def _check_size(self, inputs: VLMInputs) -> None:
         size = self.image_size
         if inputs.images.shape[-2:] != size:
             raise ValueError(
@@ -392,7 +402,7 @@ class LavisBackbone(nn.Module):
         if unknown:
             raise TypeError(f"LAVIS's {host_class.__name__} has no {', '.join(unknown)}; it has {', '.join(accepted)}")
         found = {**cls.option_defaults, **{name: settings[name] for name in accepted if name in settings}}
-        if "use_distill" in accepted:
+        if "use_distill" in accepted and not cls.has_memory:
             found["use_distill"] = False
         return {**parts, **found, **options}
 

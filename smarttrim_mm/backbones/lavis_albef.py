@@ -1,15 +1,17 @@
 """ALBEF (Li et al., arXiv 2107.07651) as LAVIS has it: a ViT, and a BERT whose upper layers read the image.
 
-The momentum copies of ``use_distill=True`` are kept and never run.
+The momentum copies of ``use_distill=True`` are kept and never run, but in retrieval.
 """
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from smarttrim_mm.backbones.lavis import LavisClassifier
 from smarttrim_mm.backbones.lavis_decoder import SMALL_ANSWERS, LavisAnswerer
 from smarttrim_mm.backbones.lavis_host import import_lavis, small
+from smarttrim_mm.backbones.lavis_retrieval import Encoded, LavisRetriever, small_queue
 from smarttrim_mm.registry import LAVIS_ARCHS
 
 
@@ -72,3 +74,28 @@ class AlbefVQA(LavisAnswerer):
         # LAVIS's forward_encoder would move the momentum copies
         image = self.host.visual_encoder.forward_features(samples["image"])
         return self.host.text_encoder.forward_automask(samples["text_input"], image).last_hidden_state
+
+
+@LAVIS_ARCHS.register_module("albef_retrieval")
+class AlbefRetrieval(LavisRetriever):
+    """Images and texts of COCO and Flickr30K: what the uni-modal layers make of a text is compared, and goes on to be fused."""
+
+    @classmethod
+    def variants(cls) -> dict[str, dict[str, Any]]:
+        return {"shared images": small_queue(small(3, text={"fusion_layer": 1}))}
+
+    def hardness(self, texts: Encoded, images: Encoded, contrast: Tensor) -> tuple[Tensor, Tensor]:
+        of_images, of_texts = contrast[:, : len(contrast) // 2].chunk(2)  # with the momentum features of the batch
+        return of_texts, of_images
+
+    def host_fusion(self, text: Any, alone: Tensor, images: Tensor) -> Tensor:
+        mask = torch.ones(images.shape[:2], dtype=torch.long, device=images.device)
+        states = self.host.text_encoder(
+            encoder_embeds=alone,
+            attention_mask=text.attention_mask,
+            encoder_hidden_states=images,
+            encoder_attention_mask=mask,
+            return_dict=True,
+            mode="fusion",
+        )
+        return states.last_hidden_state[:, 0]

@@ -113,7 +113,7 @@ class LavisCaptioner(LavisDecoding):
         self._check(inputs)
         if not self.share_images:
             inputs = inputs.unshared_images()
-        image = self.encode_images(inputs, execution, {})
+        image = self.read_images(inputs, execution, {})
         every = torch.arange(len(inputs.sample_ids), device=inputs.sample_ids.device)
         return image.expand(every if inputs.image_index is None else inputs.image_index, inputs.sample_ids)
 

@@ -18,11 +18,12 @@ _ADVICE = "Use the arch and the sizes that it was trained with (model.backbone: 
 _OTHER_HEAD = "head of another task"
 _OTHER_DECODER = "decoder of another task"
 _LAYER = r"bert\.encoder\.layer\.(\d+)\.(.+)"
+_QUEUE = r"(image|text|idx)_queue|queue_ptr"
 _UNUSED = {
     r"text_(en|de)coder\.(bert\.)?embeddings\.token_type_embeddings\.weight": "token types, which LAVIS's BERT has not",
     r"text_(en|de)coder\.(bert\.)?embeddings\.position_ids": "no weight",
     r"\w+_m\..+": "momentum copy",
-    r"(image|text|idx)_queue|queue_ptr|ptr_queue|temp": "contrastive queue",
+    r"(image|text|idx)_queue|queue_ptr|ptr_queue|temp": "contrastive queue",  # _QUEUE, BLIP's name of a part, temperature
     r"text_decoder\..+": _OTHER_DECODER,
     r"(cls_head|itm_head|ta_head|vision_proj|text_proj)\..+|text_encoder\.cls\..+": _OTHER_HEAD,
     r"text_encoder\.(bert\.)?pooler\..+": "BERT's pooler",
@@ -34,7 +35,8 @@ def load_public(host: Any, path: str) -> Conversion:
 
     Position tables are resized by LAVIS's own ``interpolate_pos_embed``. A classification head may be new. NLVR2's twin
     attentions start from the single ones of a pre-trained BLIP, with new merging layers; a decoder, from the language model of
-    a pre-trained ALBEF. Momentum copies that the file lacks are made from what was loaded.
+    a pre-trained ALBEF. Momentum copies that the file lacks are made from what was loaded. A queue starts anew if the file has
+    none of its size.
 
     Args:
         host: The LAVIS model.
@@ -52,10 +54,26 @@ def load_public(host: Any, path: str) -> Conversion:
     if any(key.startswith("backbone.") for key in public):
         raise ValueError(f"{path} is a checkpoint of this package (keys 'backbone.*'); start from it with load_from={path}")
     found = convert_public(public, host)
+    take(found, host)
+    return found
+
+
+def take(found: Conversion, host: Any) -> None:
+    """Loads what a file was converted to into a LAVIS model, and makes the momentum copies that it lacks.
+
+    Args:
+        found: What :func:`convert_public` gave.
+        host: The LAVIS model.
+    """
     host.load_state_dict(found.weights, strict=False)
     if any(_is_momentum(key) for key in found.initialised):
         host.copy_params()
-    return found
+
+
+def lacking(found: Conversion) -> list[str]:
+    """What a test of the model needs and the file had not; momentum copies and queues serve trainings alone."""
+    spare = rf".+\.position_ids|{_QUEUE}"
+    return [key for key in found.initialised if not (_is_momentum(key) or re.fullmatch(spare, key))]
 
 
 def convert_public(public: Mapping[str, Tensor], host: Any) -> Conversion:
@@ -82,7 +100,11 @@ def convert_public(public: Mapping[str, Tensor], host: Any) -> Conversion:
     if any(key in found.weights and found.weights[key].shape != own[key].shape for key in head):
         found.left_out |= dict.fromkeys(head, "head with other answers")
         found.weights = {key: value for key, value in found.weights.items() if key not in head}
-    new = r"cls_head(_m)?\..+|.+\.position_ids"
+    queue = [key for key in own if re.fullmatch(_QUEUE, key)]
+    if any(key in found.weights and found.weights[key].shape != own[key].shape for key in queue):
+        found.left_out |= {key: "contrastive queue of another size" for key in queue if key in found.weights}
+        found.weights = {key: value for key, value in found.weights.items() if key not in queue}
+    new = rf"cls_head(_m)?\..+|.+\.position_ids|{_QUEUE}"
     if twinned.keys() != public.keys():
         new += r"|text_encoder\..+\.merge_layer\.(weight|bias)"
     found.initialised = [

@@ -29,7 +29,7 @@ class KarpathyRetrieval(VisionLanguageDataset):
         split: 'train', 'val' or 'test'.
         data_root: Folder with ``dataset_flickr30k.json`` and ``flickr30k-images/``, or with ``dataset_coco.json``,
             ``train2014/`` and ``val2014/``; None: ``data/`` with the source's name.
-        false_captions: False captions of a training item.
+        false_captions: False captions of a training item; 0 for models that draw theirs from the batch (LAVIS's retrieval).
         joined: Further splits of the file that 'train' takes in. COCO's 'restval' is no split of Flickr30K; METER adds 'val' on
             Flickr30K.
         **kwargs: Further arguments of `VisionLanguageDataset`.
@@ -54,8 +54,8 @@ class KarpathyRetrieval(VisionLanguageDataset):
     ) -> None:
         if source not in _PUBLISHED:
             raise ValueError(f"source={source!r}: expected one of {', '.join(map(repr, _PUBLISHED))}")
-        if false_captions < 1:
-            raise ValueError(f"false_captions={false_captions}: expected at least 1")
+        if false_captions < 0:
+            raise ValueError(f"false_captions={false_captions}: expected at least 0")
         self.source = source
         self.split = check_split(split, _PUBLISHED[source])
         self.false_captions = false_captions

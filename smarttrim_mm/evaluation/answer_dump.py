@@ -6,6 +6,7 @@ from typing import Any
 from mmengine.evaluator import BaseMetric
 
 from smarttrim_mm.evaluation.sample_fields import right_answer
+from smarttrim_mm.models.all_pairs import UNSCORED
 from smarttrim_mm.registry import METRICS
 
 _BEST = 10  # texts of an image in retrieval
@@ -21,7 +22,7 @@ class AnswerDump(BaseMetric):
             (its probability, 0-1), and where known ``answer`` (of several people's, the most frequent), ``identifier`` (of
             NLVR2) and ``multiply_adds``. Of captions, ``predicted_answer`` is the caption, and ``references`` those of people;
             there is no ``prediction`` and no ``score``. Of retrieval, one an image: ``image_id``, and ``text_ids`` and
-            ``scores`` of the ten best texts, best first.
+            ``scores`` of the ten best texts that were scored, best first.
     """
 
     default_prefix = "answers"
@@ -41,7 +42,8 @@ class AnswerDump(BaseMetric):
         classes = (self.dataset_meta or {}).get("classes")
         for sample in data_samples:
             if "caption_ids" in sample:
-                best = sample["scores"].topk(min(_BEST, len(sample["caption_ids"])))
+                scored = int((sample["scores"] != UNSCORED).sum())
+                best = sample["scores"].topk(min(_BEST, scored))
                 ids = [sample["caption_ids"][i] for i in best.indices.tolist()]
                 self.results.append([{"image_id": sample["image_id"], "text_ids": ids, "scores": best.values.tolist()}])
                 continue

@@ -18,29 +18,35 @@ _TOP = (1, 5, 10)
 class _ImageRow:
     image_id: Hashable
     scores: Tensor  # [M]
+    image_scores: Tensor | None  # [M]
     caption_image_ids: list  # M
 
 
-def wrong_candidates(scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def wrong_candidates(scores: Tensor, rows: Tensor, image_scores: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Counts the wrong candidates that score at least as high as the right one; a hit in the top k has fewer than k.
 
     Args:
         scores: [I, M], every image against every caption; larger is better.
         rows: long [M], the row of each caption's image.
+        image_scores: [I, M], instead of ``scores`` where the images of a caption are ranked; None: the same.
 
     Returns:
         For each image [I], how many captions of other images reach the best of its own; for each caption [M], how many
         other images reach its own.
     """
+    image_scores = scores if image_scores is None else image_scores
     own = rows == torch.arange(len(scores), device=rows.device)[:, None]  # [I, M]
     best_caption = scores.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)  # [I, 1]
-    own_image = scores.gather(0, rows[None])  # [1, M]
-    return ((scores >= best_caption) & ~own).sum(1), ((scores >= own_image) & ~own).sum(0)
+    own_image = image_scores.gather(0, rows[None])  # [1, M]
+    return ((scores >= best_caption) & ~own).sum(1), ((image_scores >= own_image) & ~own).sum(0)
 
 
 @METRICS.register_module()
 class RetrievalRecall(BaseMetric):
     """Recalls of the two retrievals of Flickr30K and COCO, 0-1, from the scores of all images against all captions.
+
+    After re-ranking there are two scores of a pair: captions are ranked by ``scores``, images by ``image_scores``, so that a
+    pair that only a caption chose does not help its image.
 
     ``text_r1``, ``text_r5``, ``text_r10``: share of images with any of their captions in the top k of all captions;
     ``image_r1``, ``image_r5``, ``image_r10``: share of captions with their image in the top k of all images;
@@ -57,25 +63,29 @@ class RetrievalRecall(BaseMetric):
         Args:
             data_batch: Unused.
             data_samples: Dicts with ``scores`` [M] (this image against all M captions of the split), ``image_id`` and
-                ``caption_image_ids`` [M] (the image of each caption; the same for all images).
+                ``caption_image_ids`` [M] (the image of each caption; the same for all images); and, where images are ranked
+                by other scores, ``image_scores`` [M].
 
         Raises:
             ValueError: If a field is missing or of the wrong size, or if a score is NaN.
         """
         for sample in data_samples:
             require_fields(self, sample, ("scores", "image_id", "caption_image_ids"))
-            scores, image_id, captions = sample["scores"], _plain(sample["image_id"]), list(_plain(sample["caption_image_ids"]))
-            if scores.shape != (len(captions),):
-                raise ValueError(
-                    f"scores {tuple(scores.shape)} of image {image_id}: expected [{len(captions)}], one for each of "
-                    "caption_image_ids"
-                )
-            if scores.isnan().any():
-                raise ValueError(f"scores of image {image_id} has NaN: expected numbers; look for the step that gives NaN")
+            image_id, captions = _plain(sample["image_id"]), list(_plain(sample["caption_image_ids"]))
+            rows = {name: sample[name] for name in ("scores", "image_scores") if name in sample}
+            for name, row in rows.items():
+                if row.shape != (len(captions),):
+                    raise ValueError(
+                        f"{name} {tuple(row.shape)} of image {image_id}: expected [{len(captions)}], one for each of "
+                        "caption_image_ids"
+                    )
+                if row.isnan().any():
+                    raise ValueError(f"{name} of image {image_id} has NaN: expected numbers; look for the step that gives NaN")
             if self.results and self.results[-1].caption_image_ids == captions:
                 captions = self.results[-1].caption_image_ids  # shared: held and sent to the main process once
             # a clone: a row that is a view would be sent with the whole of its tensor
-            self.results.append(_ImageRow(image_id, scores.detach().cpu().clone(), captions))
+            own = {name: row.detach().cpu().clone() for name, row in rows.items()}
+            self.results.append(_ImageRow(image_id, own["scores"], own.get("image_scores"), captions))
 
     def compute_metrics(self, results: list[_ImageRow]) -> dict[str, float]:
         """Ranks the candidates of every image and every caption.
@@ -109,7 +119,10 @@ class RetrievalRecall(BaseMetric):
                 f"{unmatched[0]}: expected both of each; evaluate the whole split"
             )
         rows = torch.tensor([row_of[image_id] for image_id in captions])
-        text, image = wrong_candidates(torch.stack([row.scores for row in results]), rows)
+        scores, image_scores = torch.stack([row.scores for row in results]), None
+        if any(row.image_scores is not None for row in results):
+            image_scores = torch.stack([row.scores if row.image_scores is None else row.image_scores for row in results])
+        text, image = wrong_candidates(scores, rows, image_scores)
         metrics = {
             f"{kind}_r{k}": (wrong < k).double().mean().item()
             for kind, wrong in (("text", text), ("image", image))

@@ -112,6 +112,33 @@ class CurriculumHook(ScheduleHook):
         return progress
 
 
+@HOOKS.register_module()
+class RampUpHook(ScheduleHook):
+    """Moves the share that momentum copies have in the contrastive targets of LAVIS's retrieval, from 0 to its ``alpha``.
+
+    Args:
+        end: Where ``alpha`` is reached, a fraction of the training's iterations; LAVIS's is two epochs.
+    """
+
+    log_name = "ramp_up"
+
+    def __init__(self, end: float) -> None:
+        super().__init__(end=end)
+
+    def check(self, model: nn.Module) -> None:
+        backbone = getattr(model, "backbone", None)
+        if not hasattr(backbone, "ramp_up"):
+            raise ValueError(
+                f"RampUpHook needs a backbone with momentum targets, and {type(backbone).__name__} has none; remove the hook "
+                "from custom_hooks, or train an arch of LAVIS's retrieval"
+            )
+
+    def apply(self, model: nn.Module, progress: float) -> float:
+        self.check(model)
+        model.backbone.ramp_up = progress  # type: ignore[union-attr]
+        return progress
+
+
 class GateHook(ScheduleHook):
     """Base of the hooks that move a number of the policy's Gumbel-softmax gates.
 

@@ -32,7 +32,7 @@ class TrimmedModel(BaseModel):
 
     Attributes:
         last_losses: Scalars of the last training step by name: losses, ``speedup``, kept ratios.
-        last_record: What the last prediction kept and took.
+        last_record: What the last prediction kept and took; not of re-ranking, which is many passes.
     """
 
     arch: ClassVar[str]
@@ -40,6 +40,7 @@ class TrimmedModel(BaseModel):
     adapter: ClassVar[type[LavisBackbone]]
     output_class: ClassVar[Any]  # LAVIS's, with a loss
     task_loss: ClassVar[Mapping[str, Any]]
+    padding: ClassVar[str] = "longest"  # of texts, as transformers has it
 
     def __init__(self, *, tokenizer: Any, trimming: Mapping[str, Any], **arguments: Any) -> None:
         self._given_tokenizer = tokenizer  # first: LAVIS's constructor asks for it
@@ -71,8 +72,8 @@ class TrimmedModel(BaseModel):
 
         Besides LAVIS's settings it reads ``trimming`` (:class:`~smarttrim_mm.lavis.settings.Trimming`), ``tokenizer`` (a
         folder), and ``vision``, ``text`` and ``decoder``, which are those of a
-        :class:`~smarttrim_mm.backbones.lavis.LavisBackbone`. Nothing is downloaded. There are no momentum copies: LAVIS's
-        ``use_distill``, ``momentum`` and ``alpha`` have no effect.
+        :class:`~smarttrim_mm.backbones.lavis.LavisBackbone`. Nothing is downloaded. But for retrieval there are no momentum
+        copies: LAVIS's ``use_distill``, ``momentum`` and ``alpha`` have no effect.
 
         Args:
             cfg: The section.
@@ -137,7 +138,7 @@ class TrimmedModel(BaseModel):
             pairs_per_sample=each,
         )
 
-    def learn(self, samples: dict[str, Any], targets: Tensor | TextTargets) -> tuple[Tensor, Tensor]:
+    def learn(self, samples: dict[str, Any], targets: Tensor | TextTargets | None) -> tuple[Tensor, Any]:
         """The sum of all losses, and the logits of the trimmed pass.
 
         In training mode the schedules are at the place that ``epoch``, ``iters`` and ``num_iters_per_epoch`` say, which
@@ -186,8 +187,12 @@ class TrimmedModel(BaseModel):
     def _note(self, record: TrimRecord) -> None:
         self.last_record = record
         with torch.no_grad():
-            decided, dense = (cost.double().sum().item() for cost in (record.multiply_adds(), record.dense_multiply_adds()))
-        self._spent += torch.tensor([record.samples, decided, dense], dtype=torch.float64)
+            self._spend(record.multiply_adds(), record.dense_multiply_adds())
+
+    def _spend(self, decided: Tensor, dense: Tensor) -> None:
+        """Adds samples to the report: the multiply-adds of each, [G]."""
+        sums = [cost.double().sum().item() for cost in (decided, dense)]
+        self._spent += torch.tensor([len(decided), *sums], dtype=torch.float64)
 
     def _move(self, samples: Mapping[str, Any]) -> None:
         missing = [name for name in ("epoch", "iters", "num_iters_per_epoch") if name not in samples]
@@ -209,7 +214,7 @@ class TrimmedModel(BaseModel):
         """Texts as LAVIS's own forward tokenizes them; NLVR2's of BLIP are not cut."""
         cut = {"truncation": True, "max_length": self.max_txt_len} if hasattr(self, "max_txt_len") else {}
         texts = [texts] if isinstance(texts, str) else texts
-        return self.tokenizer(texts, padding="longest", return_tensors="pt", **cut).to(self.device)
+        return self.tokenizer(texts, padding=self.padding, return_tensors="pt", **cut).to(self.device)
 
 
 def methods_of(adapter: type[LavisBackbone]) -> Callable[[type[TrimmedModel]], type[TrimmedModel]]:

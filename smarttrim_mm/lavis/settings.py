@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import BertTokenizer
 
-from smarttrim_mm.backbones.lavis_checkpoint import convert_public
+from smarttrim_mm.backbones.lavis_checkpoint import convert_public, lacking, take
 from smarttrim_mm.backbones.lavis_host import import_lavis
 from smarttrim_mm.hooks.schedule import ScheduleHook
 from smarttrim_mm.lavis.rebound import rebound
@@ -159,7 +159,7 @@ def load_file(model: Any, path: str | Path, *, whole: bool) -> None:
     weights = content.get("model", content.get("state_dict", content))
     policy = {key: value for key, value in weights.items() if key.startswith(_POLICY)}
     found = convert_public({key: value for key, value in weights.items() if key not in policy}, model)
-    new = [key for key in found.initialised if not key.endswith(".position_ids")]
+    new = lacking(found)
     if whole and new:
         raise ValueError(
             f"{path} has nothing for {len(new)} weights ({', '.join(sorted(new)[:3])} ...): it is no fine-tuned file of this "
@@ -176,5 +176,6 @@ def load_file(model: Any, path: str | Path, *, whole: bool) -> None:
             )
     elif own:
         logging.warning("%s has no policy: model.trimming.policy starts untrained", path)
-    model.load_state_dict({**found.weights, **policy}, strict=False)
+    take(found, model)
+    model.load_state_dict(policy, strict=False)
     logging.info("weights of %s:\n%s", path, found.table())

@@ -63,7 +63,8 @@ class Execution:
             steps: The stage's layers.
             streams: Its streams; each step gets those that it names.
             guides: Guide tokens [B, D] of other streams, where the steps declare them.
-            rows: Which instance of these streams each image-text pair uses, long [B]; None: one each.
+            rows: Which instance of these streams each image-text pair uses, long [B], or several, all of which count for it,
+                [B, k]; None: one each.
 
         Returns:
             The streams after the stage.

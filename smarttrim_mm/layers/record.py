@@ -6,7 +6,7 @@ counts unpadded tokens, so that padding saved is never credited as trimming.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -64,7 +64,8 @@ class StepRecord:
         tokens: Per stream, its layout after the decision (what the layer ran on).
         heads: Per attention that was decided on, the heads' gates [B, H].
         executed: Multiply-adds of the tensors that were really multiplied, for the whole batch, policy not included.
-        rows: Instance of this record that each image-text pair used, long [B]; None: one each.
+        rows: Instance of this record that each image-text pair used, long [B], or the instances, all of which count, [B, k];
+            None: one each.
     """
 
     step: LayerStep
@@ -299,6 +300,7 @@ class TrimRecord:
                 planned.append(PlannedCost(entry, {}, {}, self._zeros(), ahead))
                 continue
             streams, attentions = cuts.trims(entry.step)
+            cut = {name: step for name, step in cut.items() if name not in entry.step.anew}
             scored = {name: left(name, layout) for name, layout in entry.before.items()}
             cut |= dict.fromkeys(streams, entry.step)
             tokens = {name: left(name, layout) for name, layout in entry.tokens.items()}
@@ -339,19 +341,19 @@ class TrimRecord:
 
     def kept(self) -> dict[str, Tensor]:
         """Per ``'<step>/<stream>'`` (``'image.3/image'``), the kept share of the real tokens, fp32 [G]."""
-        return {
-            f"{entry.step.name}/{name}": self._mean(layout.counts() / layout.full(), entry.rows)
+        return self._means(
+            (f"{entry.step.name}/{name}", layout.counts() / layout.full(), entry.rows)
             for entry in self.steps
             for name, layout in entry.tokens.items()
-        }
+        )
 
     def heads(self) -> dict[str, Tensor]:
         """Per ``'<step>/<attention>'`` (``'fusion.1/text.cross'``), the share of heads that are on, fp32 [G]."""
-        return {
-            f"{entry.step.name}/{name}": self._mean(gate.float().mean(1), entry.rows)
+        return self._means(
+            (f"{entry.step.name}/{name}", gate.float().mean(1), entry.rows)
             for entry in self.steps
             for name, gate in entry.heads.items()
-        }
+        )
 
     def _overhead(self, entry: StepRecord) -> Tensor | float:
         return self.policy.multiply_adds(entry.step, {name: layout.counts() for name, layout in entry.before.items()})
@@ -359,13 +361,19 @@ class TrimRecord:
     def _zeros(self) -> Tensor:
         return torch.zeros(self.samples, dtype=torch.float32, device=self.sample_ids.device)
 
-    def _mean(self, values: Tensor, rows: Tensor | None) -> Tensor:
-        values = values if rows is None else values[rows]
-        return values if self.pairs_per_sample == 1 else values.unflatten(0, (self.samples, -1)).mean(1)
+    def _means(self, entries: Iterable[tuple[str, Tensor, Tensor | None]]) -> dict[str, Tensor]:
+        """Means over a sample's instances by name, of values [B] and their rows: a step that ran twice has two entries."""
+        used: dict[str, list[Tensor]] = {}
+        for name, values, rows in entries:
+            values = values if rows is None else values[rows]
+            used.setdefault(name, []).append(values.view(len(values), -1))
+        return {name: torch.cat(values, 1).unflatten(0, (self.samples, -1)).flatten(1).mean(1) for name, values in used.items()}
 
     def _per_sample(self, cost: Tensor, rows: Tensor | None) -> Tensor:
         """Sums the compute of instances [B], or of those that the pairs use, over samples: [G]."""
         cost = cost if rows is None else cost[rows]
+        if rows is not None and rows.dim() > 1:
+            cost, rows = cost.sum(1), None
         if self.pairs_per_sample == 1:
             return cost
         cost = cost.unflatten(0, (self.samples, -1))

@@ -158,6 +158,7 @@ class LayerStep:
         guides: Streams outside this step whose guide token is at hand, with their widths.
         memories: Streams that the layers read and that have no layer of their own here, with their widths. They may be cut
             before the step like any other.
+        anew: Streams that are whole here again, whatever was cut of one of that name before: BLIP reads a text twice.
 
     Raises:
         ValueError: If a layer reads a stream that the step does not have.
@@ -167,6 +168,7 @@ class LayerStep:
     layers: Mapping[str, LayerView]
     guides: Mapping[str, int] = field(default_factory=dict)
     memories: Mapping[str, int] = field(default_factory=dict)
+    anew: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for layer in self.layers.values():

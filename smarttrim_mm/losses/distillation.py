@@ -1,8 +1,10 @@
 """Self-distillation: the dense pass teaches the trimmed one (SmartTrim, arXiv 2305.15033)."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
+from smarttrim_mm.pairs import PairLogits, parts_of
 from smarttrim_mm.registry import MODELS
 
 
@@ -40,8 +42,12 @@ class SelfDistillation(nn.Module):
         self.weight, self.temperature = weight, temperature
         self.frozen_teacher, self.dense_task_weight = frozen_teacher, dense_task_weight
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Logits [B, C] of both -> mean over the batch, weighted."""
+    def forward(self, student: Tensor | PairLogits, teacher: Tensor | PairLogits) -> Tensor:
+        """Logits [B, C] of both -> mean over the batch, weighted; summed over contrast and match of retrieval."""
+        parts = [self._divergence(*both) for both in zip(parts_of(student), parts_of(teacher), strict=True)]
+        return self.weight * self.temperature**2 * torch.stack(parts).sum()
+
+    def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         student = log_softmax(student.float() / self.temperature, -1)
         teacher = log_softmax(teacher.detach().float() / self.temperature, -1)
-        return self.weight * self.temperature**2 * kl_div(student, teacher, reduction="batchmean", log_target=True)
+        return kl_div(student, teacher, reduction="batchmean", log_target=True)

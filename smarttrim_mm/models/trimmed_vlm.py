@@ -18,6 +18,7 @@ from smarttrim_mm.losses.budget import BudgetLoss
 from smarttrim_mm.losses.distillation import SelfDistillation
 from smarttrim_mm.models.checkpoint import check_state_dict, load_backbone
 from smarttrim_mm.models.predictions import write_scores
+from smarttrim_mm.pairs import PairLogits, PairTargets, parts_of
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.policies.dense import Dense
 from smarttrim_mm.registry import MODELS, POLICIES
@@ -33,7 +34,8 @@ class TrimmedVLM(BaseModel):
     Args:
         backbone: The host model, config of ``MODELS``, or built.
         policy: Who decides, config of ``POLICIES``.
-        task_loss: Loss on logits and targets.
+        task_loss: Loss on logits and targets, or several, by names with ``'loss'``. With a method ``prepare(backbone, inputs)``
+            it says at each step what the targets are.
         distillation: Loss on trimmed and dense logits, see
             :class:`~smarttrim_mm.losses.distillation.SelfDistillation`; None: no dense pass.
         budget: Loss on the record of what was kept; None: none.
@@ -93,22 +95,30 @@ class TrimmedVLM(BaseModel):
         """Losses (keys with ``'loss'``), accuracy, speed-up, and the kept ratios of every layer, as scalars."""
         return self.learn(inputs)[0]
 
-    def learn(self, inputs: VLMInputs) -> tuple[dict[str, Tensor], Tensor]:
+    def learn(self, inputs: VLMInputs) -> tuple[dict[str, Tensor], Tensor | PairLogits]:
         """What :meth:`loss` gives, and the logits of the trimmed pass."""
+        prepare = getattr(self.task_loss, "prepare", None)
+        if prepare is not None:
+            inputs = prepare(self.backbone, inputs)
         if inputs.targets is None:
             raise ValueError("inputs.targets is None; mode 'loss' needs an answer for every question")
-        teacher = self._teach(inputs)
-        logits, record = self._run(inputs, self.policy, "masked")
-        if logits.shape[1] < 2:
+        frozen = self.distillation is not None and self.distillation.frozen_teacher
+        teacher = None if frozen else self._teach(inputs)
+        logits, record = self._run(inputs.after(teacher), self.policy, "masked")
+        inputs = inputs.after(logits)
+        if frozen:  # after it, as the model in training chooses what both are asked
+            teacher = self._teach(inputs)
+        if min(part.shape[1] for part in parts_of(logits)) < 2:
             raise ValueError(
-                f"the model gives scores {list(logits.shape)}, one a sample, which no loss can compare: a ranking head needs "
-                "several texts an image. Set data_preprocessor.rank_texts=True"
+                f"the model gives scores {list(parts_of(logits)[0].shape)}, one a sample, which no loss can compare: a ranking "
+                "head needs several texts an image. Set data_preprocessor.rank_texts=True"
             )
-        losses = {"loss_task": self.task_loss(logits, inputs.targets)}
+        losses = self._task_losses(logits, inputs)
         if self.distillation is not None and teacher is not None:
             losses["loss_distill"] = self.distillation(logits, teacher)
             if self.distillation.dense_task_weight:
-                losses["loss_dense_task"] = self.distillation.dense_task_weight * self.task_loss(teacher, inputs.targets)
+                dense = torch.stack([*self._task_losses(teacher, inputs).values()]).sum()
+                losses["loss_dense_task"] = self.distillation.dense_task_weight * dense
         if self.budget is not None:
             losses |= self.budget(record)
         return losses | _scalars(logits, inputs.targets, record), logits
@@ -159,7 +169,7 @@ class TrimmedVLM(BaseModel):
         if self.budget is not None:
             self.budget.set_curriculum(progress)
 
-    def _run(self, inputs: VLMInputs, policy: Policy, kind: Kind) -> tuple[Tensor, TrimRecord]:
+    def _run(self, inputs: VLMInputs, policy: Policy, kind: Kind) -> tuple[Any, TrimRecord]:
         execution = self._execution(inputs, policy, kind)
         logits = self.backbone(inputs, execution)
         return logits, execution.record
@@ -173,7 +183,11 @@ class TrimmedVLM(BaseModel):
             pairs_per_sample=inputs.pairs_per_sample,
         )
 
-    def _teach(self, inputs: VLMInputs) -> Tensor | None:
+    def _task_losses(self, logits: Tensor | PairLogits, inputs: VLMInputs) -> dict[str, Tensor]:
+        losses = self.task_loss(logits, inputs.targets)
+        return losses if isinstance(losses, dict) else {"loss_task": losses}
+
+    def _teach(self, inputs: VLMInputs) -> Tensor | PairLogits | None:
         if self.distillation is None:
             return None
         if self.distillation.frozen_teacher:
@@ -182,7 +196,7 @@ class TrimmedVLM(BaseModel):
             return self._run(inputs, self.dense, "masked")[0]
 
     @torch.no_grad()
-    def _frozen_logits(self, inputs: VLMInputs, checkpoint: str) -> Tensor:
+    def _frozen_logits(self, inputs: VLMInputs, checkpoint: str) -> Tensor | PairLogits:
         if not self._frozen:
             teacher = copy.deepcopy(self.backbone).eval().requires_grad_(False)
             load_backbone(teacher, checkpoint)
@@ -194,8 +208,15 @@ class TrimmedVLM(BaseModel):
         check_state_dict(self, state_dict, prefix)
 
 
-def is_right(logits: Tensor, targets: Tensor | TextTargets) -> Tensor:
-    """Whether the highest of the logits [G, C] is the target's, or a best one of soft targets; bool [G], or [K] of tokens."""
+def is_right(logits: Tensor | PairLogits, targets: Tensor | TextTargets | PairTargets | None) -> Tensor:
+    """Whether the highest of the logits [G, C] is the target's, or a best one of soft targets.
+
+    Returns:
+        bool [G]; [K] of tokens, [3 B] of the pairs of a training of retrieval.
+    """
+    if isinstance(logits, PairLogits):
+        return logits.right()
+    assert isinstance(targets, Tensor | TextTargets)
     predicted = logits.argmax(-1)
     if isinstance(targets, TextTargets):
         return predicted == targets.tokens
@@ -205,7 +226,9 @@ def is_right(logits: Tensor, targets: Tensor | TextTargets) -> Tensor:
     return (targets.gather(-1, predicted.unsqueeze(-1)).squeeze(-1) == best) & (best > 0)
 
 
-def _scalars(logits: Tensor, targets: Tensor | TextTargets, record: TrimRecord) -> dict[str, Tensor]:
+def _scalars(
+    logits: Tensor | PairLogits, targets: Tensor | TextTargets | PairTargets | None, record: TrimRecord
+) -> dict[str, Tensor]:
     with torch.no_grad():
         decided, dense = record.multiply_adds().mean(), record.dense_multiply_adds().mean()
         return {

@@ -20,6 +20,29 @@ def keep_top(grid: Tensor, counts: Tensor) -> Tensor:
     return (rank < counts.unsqueeze(1)) & (grid > -torch.inf)
 
 
+def top_of_columns(values: Tensor, numbers: Tensor, count: int, *, width: int = 1024) -> tuple[Tensor, Tensor]:
+    """The largest values of each column and whose they are; ties go to the lower number.
+
+    Applied to what it gave for the parts of a matrix, one below the other, it gives what it would for the whole.
+
+    Args:
+        values: [n, M].
+        numbers: Whose value it is, long, [n, M] or [n, 1]; no number twice in a column.
+        count: How many, at least 1; more than there are means all.
+        width: Columns that are sorted at once.
+
+    Returns:
+        The values, largest first, and their numbers, [min(count, n), M] each.
+    """
+    found = []
+    for part, whose in zip(values.split(width, 1), numbers.expand(values.shape).split(width, 1), strict=True):
+        by_number = whose.argsort(0)
+        best, order = part.gather(0, by_number).sort(dim=0, descending=True, stable=True)
+        found.append((best[:count], whose.gather(0, by_number).gather(0, order[:count])))
+    best, whose = zip(*found, strict=True)
+    return torch.cat(best, 1), torch.cat(whose, 1)
+
+
 def hash_uniform(*keys: Tensor | int) -> Tensor:
     """Reproducible uniform numbers from integer keys (the SplitMix64 finaliser, Steele et al., OOPSLA 2014).
 

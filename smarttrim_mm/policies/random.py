@@ -54,6 +54,7 @@ class Random(Policy):
         chosen = chosen_steps(steps, layers, "layers")
         seen: dict[str, int] = {}
         for number, step in enumerate(steps):
+            seen = {stream: depth for stream, depth in seen.items() if stream not in step.anew}
             for stream in step.streams() if step.name in chosen else ():
                 if is_chosen(stream, streams):
                     # 'image0' goes on where 'image' was

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import BatchEncoding
 
-from smarttrim_mm.backbones.lavis_checkpoint import convert_public, plain_weights
+from smarttrim_mm.backbones.lavis_checkpoint import convert_public, lacking, plain_weights
 from smarttrim_mm.backbones.lavis_host import GivenTokens
 from smarttrim_mm.registry import MODELS
 from smarttrim_mm.testing import backbone_cases, excite, random_inputs
@@ -232,6 +232,51 @@ def test_momentum_copies_of_a_file_are_taken_if_the_model_has_them(start):
     assert_loaded(alone, {key: value for key, value in public.items() if "_m." not in key})
 
 
+RETRIEVAL = [name for name in CASES if "retrieval" in name]
+QUEUE = ("image_queue", "text_queue", "idx_queue", "queue_ptr")
+
+
+@pytest.mark.parametrize("name", RETRIEVAL)
+def test_retrieval_starts_from_a_pre_training(start, name):
+    """Of ALBEF's or BLIP's authors: its queue has no ids, and may be of another size; its copies are taken."""
+    public = public_of(name) | {"text_queue": torch.ones(12, 24), "queue_ptr": torch.tensor([6])}
+    del public["idx_queue"]
+    extra = {"text_encoder_m.cls.predictions.bias": torch.zeros(3), "text_decoder.cls.predictions.bias": torch.zeros(3)}
+    given = as_albef(public) if "albef" in name else public
+    backbone = start(name, given | extra)
+    assert_loaded(backbone, public | {"idx_queue": torch.full((1, 24), -100)})
+    found = convert_public(given | extra, backbone.host)
+    assert found.initialised == ["idx_queue"] and "contrastive queue" not in found.left_out.values() and not lacking(found)
+
+    longer = {**given, **extra, "image_queue": torch.zeros(12, 48), "text_queue": torch.zeros(12, 48)}
+    own, fresh = start(name, longer).host.state_dict(), build(name).host.state_dict()
+    for key in own:
+        if key in QUEUE:
+            assert own[key].shape == fresh[key].shape and own[key].any() == fresh[key].any()
+        else:
+            assert torch.equal(own[key], public[key]), key
+    found = convert_public(longer, backbone.host)
+    reasons = {key: why for key, why in found.left_out.items() if key in QUEUE}
+    assert reasons == dict.fromkeys(("image_queue", "text_queue", "queue_ptr"), "contrastive queue of another size")
+    assert sorted(found.initialised) == sorted(QUEUE)
+    assert "image_queue: contrastive queue of another size" in found.table()
+
+
+@pytest.mark.parametrize("name", RETRIEVAL)
+def test_retrieval_without_momentum_copies(start, name):
+    """As files that were shared for tests: copies are made, the queue begins anew."""
+    public = public_of(name)
+    alone = {key: value for key, value in public.items() if "_m." not in key and key not in QUEUE}
+    backbone = start(name, {**alone, "ptr_queue": torch.zeros(1)})
+    own = backbone.host.state_dict()
+    for key in own:
+        if key not in QUEUE:
+            assert torch.equal(own[key], public[re.sub(r"^(\w+)_m\.", r"\1.", key)]), key
+    assert not lacking(convert_public(alone, backbone.host))
+    with pytest.raises(ValueError, match=r"2 missing: itm_head.bias, itm_head.weight"):
+        start(name, {key: value for key, value in public.items() if not key.startswith("itm_head")})
+
+
 def test_a_head_with_other_answers_is_new(start):
     public, before = public_of(BLIP, num_classes=3), build(BLIP).host.state_dict()
     own = start(BLIP, public).host.state_dict()
@@ -308,7 +353,7 @@ def test_round_trip_through_a_training(start, tmp_path, name):
     model.eval()
     with torch.no_grad():
         ours = model.trace(inputs, policy=model.dense)[0]
-        if "vqa" in name or "caption" in name:  # whose own words are compared elsewhere
+        if any(kind in name for kind in ("vqa", "caption", "retrieval")):  # whose own words and ranks are compared elsewhere
             model.backbone.host = lavis
             theirs = model.host_forward(inputs)
         else:

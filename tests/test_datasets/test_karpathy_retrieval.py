@@ -40,6 +40,17 @@ def test_training_puts_a_true_caption_first(flickr, group_questions):
     assert len(firsts) > 2 if group_questions else len(firsts) == 2
 
 
+def test_training_without_false_captions(flickr):
+    """An item is one caption with its image, whose id tells equal ones."""
+    dataset = build(flickr, false_captions=0, group_questions=False)
+    items = [dataset[i] for i in range(40)]
+    assert [item["question_ids"] for item in items] == [[i] for i in range(50) if i // 5 not in (4, 9)]
+    assert all(item["image_id"] == item["question_ids"][0] // 5 and item["targets"] == [0] for item in items)
+    grouped = build(flickr, false_captions=0)
+    drawn = {grouped[0]["question_ids"][0] for _ in range(20)}
+    assert len(drawn) > 1 and drawn <= {0, 1, 2, 3, 4}
+
+
 def test_draws_follow_pythons_generator(flickr):
     dataset = build(flickr, false_captions=3)
     draws = []
@@ -101,7 +112,7 @@ def test_missing_image(flickr):
     [
         ({"source": "flickr"}, "source='flickr': expected one of 'flickr30k', 'coco'"),
         ({"split": "dev"}, "split='dev'"),
-        ({"false_captions": 0}, "false_captions=0: expected at least 1"),
+        ({"false_captions": -1}, "false_captions=-1: expected at least 0"),
         ({"false_captions": 8}, "false_captions=8: the split 'train' has 8 images, and each false caption is of another one"),
     ],
 )

@@ -45,6 +45,9 @@ def test_the_ten_best_texts_of_an_image():
     metric.process(None, [{"image_id": 7, "scores": scores, "caption_ids": [30, 31, 32]}])
     metric.evaluate(1)
     assert metric.answers == [{"image_id": 7, "text_ids": [31, 30, 32], "scores": [3.0, 0.5, -1.0]}]
+    metric.process(None, [{"image_id": 7, "scores": torch.tensor([-100.0, 3.0, -100.0]), "caption_ids": [30, 31, 32]}])
+    metric.evaluate(1)
+    assert metric.answers == [{"image_id": 7, "text_ids": [31], "scores": [3.0]}]  # the others were not scored
 
 
 def test_captions():

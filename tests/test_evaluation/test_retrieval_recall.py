@@ -67,6 +67,47 @@ def test_as_an_independent_ranking():
         assert image[j] == order.index(rows[j].item())
 
 
+@pytest.mark.parametrize("top_k", [10, 12, None])
+def test_as_lavis_ranks(top_k, tmp_path):
+    """With as many captions an image as it happens; where some pairs were not scored, LAVIS breaks their ties anyhow."""
+    from lavis.common.registry import registry
+    from lavis.tasks.retrieval import RetrievalTask
+
+    registry.mapping["paths"]["output_dir"] = str(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    captions = torch.randint(1, 5, (30,), generator=generator)
+    rows = torch.arange(30).repeat_interleave(captions)
+    matrices = torch.randn(2, 30, len(rows), generator=generator)
+    matrices[:, rows, torch.arange(len(rows))] += 1.5
+    if top_k is not None:  # each image has its captions, each caption its images
+        for matrix, axis in zip(matrices, (1, 0), strict=True):
+            least = matrix.topk(top_k, dim=axis).values.amin(axis, keepdim=True)
+            matrix[matrix < least] = -100
+    of_text = {image: (rows == image).nonzero()[:, 0].tolist() for image in range(30)}
+    theirs = RetrievalTask._report_metrics(matrices[0].numpy(), matrices[1].T.numpy(), dict(enumerate(rows.tolist())), of_text)
+    items = samples(matrices[0], range(30), rows)
+    for item, row in zip(items, matrices[1], strict=True):
+        item["image_scores"] = row
+    metric = RetrievalRecall()
+    metric.process(None, items)
+    ours = metric.evaluate(30)
+    for name in NAMES:
+        kind, at = name.split("_")
+        assert 0 < ours[f"retrieval/{name}"] < 1
+        assert ours[f"retrieval/{name}"] == pytest.approx(theirs[f"{'txt' if kind == 'text' else 'img'}_{at}"] / 100)
+    assert ours["retrieval/recall_mean"] == pytest.approx(theirs["r_mean"] / 100)
+
+
+def test_a_pair_that_only_a_caption_chose_does_not_help_its_image():
+    items = samples([[-100, 3, 2], [-100, 4, 5]], [0, 1], [0, 1, 1])
+    for item, row in zip(items, ([9.0, 1, -100], [8.0, -100, 7]), strict=True):
+        item["image_scores"] = torch.tensor(row)
+    metric = RetrievalRecall()
+    metric.process(None, items)
+    found = metric.evaluate(2)
+    assert found["retrieval/text_r1"] == 0.5 and found["retrieval/image_r1"] == pytest.approx(2 / 3)
+
+
 def test_a_row_of_a_large_matrix_is_kept_alone():
     metric = RetrievalRecall()
     metric.process(None, samples(torch.eye(50), range(50), list(range(50))))
@@ -79,6 +120,8 @@ def test_a_row_of_a_large_matrix_is_kept_alone():
     [
         ({"scores": torch.ones(3)}, r"scores \(3,\) of image 7: expected \[2\]"),
         ({"scores": torch.tensor([0, torch.nan])}, "scores of image 7 has NaN"),
+        ({"image_scores": torch.ones(1)}, r"image_scores \(1,\) of image 7: expected \[2\]"),
+        ({"image_scores": torch.tensor([torch.nan, 0])}, "image_scores of image 7 has NaN"),
     ],
 )
 def test_bad_rows(changes, message):

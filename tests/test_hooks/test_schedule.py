@@ -90,3 +90,15 @@ def test_temperature_follows_its_schedule(toy_config):
     runner.train()
     logged = runner.message_hub.get_scalar("train/temperature").data[0].tolist()
     assert logged == [4.0, 3.5, 3.0, 2.5, 2.0, 2.0, 2.0, 2.0] and runner.model.policy.temperature == 2.0
+
+
+def test_momentum_targets_ramp_up(toy_config):
+    """Over half of eight iterations: as LAVIS's, where that is two epochs."""
+    runner = Runner.from_cfg(toy_config(custom_hooks=[{"type": "RampUpHook", "end": 0.5}]))
+    with pytest.raises(ValueError, match="RampUpHook needs a backbone with momentum targets, and NoneType has none"):
+        runner.train()
+    runner.model.backbone = torch.nn.Identity()
+    runner.model.backbone.ramp_up = 1.0
+    runner.train()
+    logged = runner.message_hub.get_scalar("train/ramp_up").data[0].tolist()
+    assert logged == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0] and runner.model.backbone.ramp_up == 1.0

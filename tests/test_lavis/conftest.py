@@ -50,6 +50,8 @@ def settings(vocabulary) -> Callable:
             own["text"] = {**text, "max_position_embeddings": 32}  # as many as LAVIS's captions may have
         if "vqa" in arch:
             own["decoder"] = {"num_hidden_layers": 2}
+        if "retrieval" in arch:
+            own |= {"queue_size": 12, "embed_dim": 12, "max_txt_len": 12}
         return OmegaConf.merge(OmegaConf.load(path).model, {**own, **changes})
 
     return make
@@ -73,14 +75,14 @@ def build(settings) -> Callable:
 
 @pytest.fixture
 def lavis_own(settings) -> Callable:
-    """LAVIS's own model with the weights of a trimmed one; ``use_distill``, as LAVIS's cannot be trained without."""
+    """LAVIS's own model with the weights of a trimmed one; ``use_distill``, as LAVIS's cannot be trained without it."""
 
     def make(model: Any, **changes: Any) -> Any:
         adapter, host_class = model.adapter, model.host_class
         cfg = settings(model.arch, **changes)
         parts = {name: OmegaConf.to_container(cfg.get(name)) if name in cfg else {} for name in ("vision", "text", "decoder")}
         arguments = adapter.host_arguments(host_class, model.arch, cfg, **parts, options={})
-        if "use_distill" in arguments:
+        if "use_distill" in arguments and "retrieval" not in model.arch:
             arguments |= {"use_distill": True, "alpha": 0.0}
         methods = {"init_tokenizer": lambda self: model.tokenizer, **adapter.host_methods}
         own = type(host_class.__name__, (host_class,), methods)(**arguments)
@@ -122,6 +124,8 @@ def batch() -> Callable:
             counts = torch.tensor([2, 1, 1])[: len(texts)]
             answers = {"answer": ANSWERS[: int(counts.sum())], "n_answers": counts}
             answers["weight"] = torch.tensor([0.7, 0.3, 1.0, 1.0])[: int(counts.sum())]
+        elif "retrieval" in model.arch:
+            answers = {"image_id": torch.tensor([4, 2, 4])[: len(texts)]}
         else:
             answers = {"label": torch.tensor([1, 0, 1])[: len(texts)]}
         if model.arch == "blip_caption":

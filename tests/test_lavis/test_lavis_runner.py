@@ -11,6 +11,7 @@ from lavis.common.config import Config
 from lavis.tasks import setup_task
 from omegaconf import OmegaConf
 from PIL import Image
+from small_lavis import SIZES
 
 import smarttrim_mm.lavis as plugin
 from smarttrim_mm.evaluation.caption_scores import caption_scores
@@ -67,6 +68,21 @@ def nlvr(tmp_path, images):
     found = [{"images": [f"{i}.png", f"{j}.png"], "sentence": "Is it blue?", "label": str(i % 2 == j % 2)} for i, j in pairs]
     paths = write(tmp_path, {"train.json": found, "dev.json": found})
     return {"nlvr": data({"train": paths[:1], "val": paths[1:], "test": paths[1:]}, images, "blip_caption")}
+
+
+@pytest.fixture
+def flickr30k(tmp_path, images):
+    """Captions of six images, of which the evaluation has one to three each."""
+    words = [f"{color} {thing}" for thing in ("dog", "cat", "image") for color in ("blue", "red")]
+    captions = [[f"a {words[i]}", f"{words[i]} on the grass", f"it is {words[i]}"][: 1 + i % 3] for i in range(6)]
+    files = {
+        "train.json": [
+            {"image": f"{i}.png", "caption": caption, "image_id": f"flickr_{i}"} for i in range(6) for caption in captions[i]
+        ],
+        "val.json": [{"image": f"{i}.png", "caption": captions[i]} for i in range(6)],
+    }
+    paths = write(tmp_path, files)
+    return {"flickr30k": data({"train": paths[:1], "val": paths[1:], "test": paths[1:]}, images, "blip_caption")}
 
 
 def write(folder, files):
@@ -267,3 +283,28 @@ def test_references_in_another_format(tmp_path):
     (tmp_path / "references.json").write_text('{"annotations": [{"image_id": 2, "caption": "a dog"}]}')
     with pytest.raises(ValueError, match=r"captions of 1 images .* and 2 are only in one of them, such as \[1, 2\]"):
         scores(str(tmp_path / "results.json"), str(tmp_path / "references.json"), "plain")
+
+
+@pytest.mark.parametrize("arch", ["blip_retrieval", "albef_retrieval"])
+def test_retrieval(run, flickr30k, arch):
+    fusing = {"fusion_layer": 1} if arch.startswith("albef") else {}
+    text = {**SIZES["text"], "max_position_embeddings": 40, **fusing}  # LAVIS tests with 35 tokens
+    sizes = {"text": text, "queue_size": 8, "embed_dim": 16}
+    runner = run(arch, flickr30k, "retrieval", arch, model=sizes, k_test=3, use_dist_eval_sampler=False, batch_size_train=4)
+    before = {name: value.clone() for name, value in runner.model.state_dict().items()}
+    runner.train()
+    lines = logged(runner)
+    assert [float(line["train_loss"]) > 0 for line in lines if "train_loss" in line] == [True, True]
+    validated = [line for line in lines if "val_agg_metrics" in line]
+    assert [line["val_samples"] for line in validated] == [6, 6] and validated[0]["val_speedup"] > 1
+    assert 0 < validated[-1]["val_txt_r5"] <= 100 and validated[-1]["val_r_mean"] > 0
+    moved = {
+        name.partition(".")[0] for name, value in runner.model.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert moved >= {"visual_encoder", "text_encoder", "vision_proj", "text_proj", "itm_head", "policy", "temp"}
+
+    saved = runner.output_dir / "checkpoint_best.pth"
+    options = {"model": {**sizes, "load_finetuned": True, "finetuned": str(saved)}, "evaluate": True}
+    again = run(arch, flickr30k, "retrieval", f"{arch}-again", k_test=128, use_dist_eval_sampler=False, **options)
+    found = again.evaluate(skip_reload=True)["test"]
+    assert found["samples"] == 6 and found["txt_r10"] == found["img_r10"] == 100

@@ -83,6 +83,18 @@ def test_shared_images_count_for_every_pair_and_run_once(encoder_layer, fixed, s
     assert record.executed_multiply_adds() == pytest.approx(2 * (1000 + one) / 3)
 
 
+def test_a_pair_may_use_several_instances(encoder_layer, fixed, stream):
+    """All of them count; a step that ran twice has one mean, over all of its runs."""
+    _, step = encoder_layer(True)
+    execution = Execution(fixed({"words": torch.zeros(2, 6)}), sample_ids=torch.arange(1), kind="packed")
+    execution.run([step], {"words": execution.start(stream)}, rows=torch.tensor([[0, 1]]))
+    execution.run([step], {"words": execution.start(stream)}, rows=torch.tensor([1]))
+    record = execution.record
+    one = 4 * 256 + 2 * 16 + 2 * 16 * 24
+    assert record.multiply_adds().tolist() == [3 * one]
+    assert record.kept()["text.0/words"].tolist() == pytest.approx([(1 / 6 + 1 / 4 + 1 / 4) / 3])
+
+
 class Counts(Policy):
     """Costs 10 a token, and may cut tokens."""
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.models.all_pairs import PairScorer
 from smarttrim_mm.testing import count_multiply_adds
 
@@ -16,8 +17,11 @@ POLICIES = {
 }
 
 
-def texts_of(inputs) -> list[list[int]]:
-    return [ids[mask].tolist() for ids, mask in zip(inputs.input_ids, inputs.text_mask, strict=True)]
+def texts_of(model, inputs) -> list[VLMInputs]:
+    """The texts of a batch, in batches of four."""
+    texts = [ids[mask].tolist() for ids, mask in zip(inputs.input_ids, inputs.text_mask, strict=True)]
+    begins = range(0, len(texts), 4)
+    return [model.data_preprocessor.texts(texts[i : i + 4], inputs.sample_ids[i : i + 4]) for i in begins]
 
 
 @pytest.fixture
@@ -30,7 +34,7 @@ def make_ranking(make_model):
 def test_scores_are_those_of_each_pair_alone(make_ranking, make_inputs, policy):
     model = make_ranking(policy)
     inputs = make_inputs(model)  # 3 images, 6 texts
-    scores, trim = PairScorer(model, texts_of(inputs), inputs.sample_ids, pairs_per_batch=4).score(inputs, images=3)
+    scores, trim = PairScorer(model, texts_of(model, inputs), pairs_per_batch=4).score(inputs, images=3)
     assert scores.shape == (3, 6) and scores.std() > 0.1
     for i in range(3):
         for m in range(6):
@@ -57,7 +61,7 @@ def test_each_encoding_is_counted_once(make_ranking, make_inputs):
     """An image bears its own encoding, all fusions, and its share of the texts."""
     model = make_ranking(POLICIES["smarttrim"])
     inputs = make_inputs(model)
-    scorer = PairScorer(model, texts_of(inputs), inputs.sample_ids, pairs_per_batch=4)
+    scorer = PairScorer(model, texts_of(model, inputs), pairs_per_batch=4)
     once, thrice = scorer.score(inputs, images=1)[1], scorer.score(inputs, images=3)[1]
     record = model.trace(inputs.all_pairs())[1]
     for name in ("multiply_adds", "dense_multiply_adds"):
@@ -74,7 +78,7 @@ def test_what_runs_is_what_is_counted(make_ranking, make_inputs):
     inputs = make_inputs(model, lengths=(6,) * 6)  # attention pads texts of unequal length
 
     def rank():
-        scorer = PairScorer(model, texts_of(inputs), inputs.sample_ids, pairs_per_batch=4)
+        scorer = PairScorer(model, texts_of(model, inputs), pairs_per_batch=4)
         return scorer.score(inputs, images=3)[1]
 
     trim, counted = count_multiply_adds(rank)
@@ -87,20 +91,20 @@ def test_progress_counts_texts_and_pairs(make_ranking, make_inputs):
     model = make_ranking("Dense")
     inputs = make_inputs(model)
     texts, pairs = [], []
-    scorer = PairScorer(model, texts_of(inputs), inputs.sample_ids, pairs_per_batch=4, on_batch=texts.append)
+    scorer = PairScorer(model, texts_of(model, inputs), pairs_per_batch=4, on_batch=texts.append)
     scorer.score(inputs, on_batch=pairs.append)
-    assert texts == [4, 2] and pairs == [4, 2] * 3
+    assert texts == [4, 2] and pairs == [4, 4, 4, 4, 2]
 
 
 def test_what_cannot_rank(make_model, make_ranking, make_inputs):
     answering = make_model()
     with pytest.raises(TypeError, match="a METER, has no ranking head"):
-        PairScorer(answering, [[0, 2]], torch.tensor([0]))
+        PairScorer(answering, [])
     model = make_ranking("Dense")
-    with pytest.raises(ValueError, match="input_ids is empty"):
-        PairScorer(model, [], torch.tensor([]))
+    with pytest.raises(ValueError, match="texts is empty"):
+        PairScorer(model, [])
     with pytest.raises(ValueError, match="pairs_per_batch=0"):
-        PairScorer(model, [[0, 2]], torch.tensor([0]), pairs_per_batch=0)
+        PairScorer(model, texts_of(model, make_inputs(model)), pairs_per_batch=0)
     inputs = make_inputs(model)
     with pytest.raises(ValueError, match=r"scores \[6, 1\], from which nothing can be chosen.*AllPairsValLoop"):
         model.predict(inputs, [])

@@ -1,6 +1,6 @@
 import torch
 
-from smarttrim_mm.ops.ranking import hash_uniform, keep_top
+from smarttrim_mm.ops.ranking import hash_uniform, keep_top, top_of_columns
 
 
 def test_keep_top():
@@ -42,3 +42,16 @@ def test_hash_uniform_depends_on_its_keys_alone():
 
 
 PINNED = [0.18016642, 0.86073989, 0.07452697]
+
+
+def test_the_best_of_each_column():
+    values = torch.randint(0, 4, (9, 50), generator=torch.Generator().manual_seed(0)).float()  # with ties
+    numbers = torch.tensor([3, 8, 0, 5, 1, 7, 2, 6, 4])
+    for count in (1, 4, 9, 20):
+        best, whose = top_of_columns(values, numbers[:, None], count, width=16)
+        for column in range(50):
+            expected = sorted(zip((-values[:, column]).tolist(), numbers.tolist(), strict=True))[:count]
+            assert list(zip((-best[:, column]).tolist(), whose[:, column].tolist(), strict=True)) == expected
+        parts = [top_of_columns(values[rows], numbers[rows, None], count) for rows in (slice(0, 2), slice(2, 2), slice(2, 9))]
+        again = top_of_columns(*(torch.cat(each) for each in zip(*parts, strict=True)), count)
+        assert torch.equal(again[0], best) and torch.equal(again[1], whose)

@@ -233,7 +233,7 @@ def trimmed_class(arch: str, adapter: type[LavisBackbone], host_class: Any) -> t
     methods = next((_METHODS[kind] for kind in adapter.__mro__ if kind in _METHODS), None)
     if methods is None:
         return None
-    family = arch.partition("_")[0]
+    family = arch.partition("_")[0].rstrip("2")  # BLIP-2's outputs are BLIP's
     outputs = import_lavis(f"lavis.models.{family}_models.{family}_outputs")
     own = {
         "__doc__": f"LAVIS's ``{arch}``, trimmed.",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from smarttrim_mm.backbones.lavis import LavisClassifier
+from smarttrim_mm.backbones.lavis_checkpoint import load_public
 from smarttrim_mm.backbones.lavis_host import GivenTokens, import_lavis, small
 from smarttrim_mm.backbones.lavis_vision import ClipVision, EvaVision, new_vision, vision_of
 from smarttrim_mm.inputs import VLMInputs
@@ -57,7 +58,7 @@ class Blip2Qformer(LavisClassifier):
             unless it is given; ``'fp16'`` needs autocast.
     """
 
-    lavis_name = "blip2"
+    lavis_name: str | None = "blip2"
     head_name = "itm_head"
     encodes = True  # the queries come before the text in the multi-modal encoder
     host_methods = {"init_vision_encoder": classmethod(_take_vision), "init_Qformer": classmethod(_make_qformer)}
@@ -69,7 +70,7 @@ class Blip2Qformer(LavisClassifier):
 
     @classmethod
     def variants(cls) -> dict[str, dict[str, Any]]:
-        sizes = small(3)
+        sizes = small(4)
         vision = {"input_resolution": 16, "patch_size": 4, "width": 24, "layers": 3, "heads": 4}
         return {"shared images": {**sizes, "vision": vision, "vit_model": "clip_L", "num_query_token": 5}}
 
@@ -112,7 +113,7 @@ class Blip2Qformer(LavisClassifier):
         return GivenTokens(config.vocab_size, config.pad_token_id, encodes=False)
 
     def load(self, path: str) -> Conversion:
-        return super().load(path)
+        return load_public(self.host, path, vision=self.vision_checkpoint)
 
     @property
     def text_config(self) -> Any:
@@ -143,12 +144,11 @@ class Blip2Qformer(LavisClassifier):
     @cached_property
     def steps(self) -> dict[str, list[LayerStep]]:
         """Views of all layers by stage, in the order of execution: ``image`` and ``fusion``."""
-        layers = self.host.Qformer.bert.encoder.layer
-        fusion = []
-        for i, layer in enumerate(layers):
-            reads = ("image",) if layer.has_cross_attention else ()
-            views = {"text": qformer_view(layer, "text", self.queries, *reads)}
-            fusion.append(LayerStep(f"fusion.{i}", views, memories={"image": self.host.visual_encoder.num_features}))
+        width, fusion = self.host.visual_encoder.num_features, []
+        for i, layer in enumerate(self.host.Qformer.bert.encoder.layer):
+            reads = ["image"] if layer.has_cross_attention else []
+            view = qformer_view(layer, "text", self.queries, *reads)
+            fusion.append(LayerStep(f"fusion.{i}", {"text": view}, memories=dict.fromkeys(reads, width)))
         return {"image": self.image_steps(), "fusion": fusion}
 
     def image_steps(self) -> list[LayerStep]:
@@ -183,9 +183,26 @@ class Blip2Qformer(LavisClassifier):
 
     def forward(self, inputs: VLMInputs, execution: Execution) -> Tensor:
         """See :class:`~smarttrim_mm.backbones.lavis.LavisClassifier`."""
-        queries, _ = self.encode(inputs, execution).split(self.queries)
-        execution.linear(self.head.weight.numel() * self.queries, name=f"head.{self.head_name}")
-        return self.head(queries.x.view(len(inputs.sample_ids), self.queries, -1)).mean(1)
+        return self.match(self.encode(inputs, execution), execution)
+
+    def match(self, text: TokenStream, execution: Execution) -> Tensor:
+        """The head's answer to queries and texts that have read the images, [B, 2]."""
+        head = self.host.itm_head
+        execution.linear(head.weight.numel() * self.queries, name="head.itm_head")
+        return head(self.queries_of(text)).mean(1)
+
+    def queries_of(self, text: TokenStream) -> Tensor:
+        """The queries, [B, queries, D]."""
+        queries, _ = text.split(self.queries)
+        return queries.x.view(text.layout.batch_size, self.queries, -1)
+
+    def ask(self, image: TokenStream, execution: Execution) -> TokenStream:
+        """Runs the Q-Former on images without texts."""
+        queries = self.host.query_tokens.expand(image.layout.batch_size, -1, -1)
+        there = torch.ones(queries.shape[:2], dtype=torch.bool, device=queries.device)
+        x = self.host.Qformer.bert.embeddings(query_embeds=queries)
+        text = execution.start(TokenStream.start(x, ids=image.layout.ids, special=there))
+        return execution.run(self.steps["fusion"], {"text": text, "image": image})["text"]
 
     def call_host(self, samples: dict[str, Any]) -> Tensor:
         # LAVIS's class has the parts, and a subclass of it this forward
@@ -201,5 +218,5 @@ class Blip2Matching(Blip2Qformer):
 
     @classmethod
     def variants(cls) -> dict[str, dict[str, Any]]:
-        sizes = small(4, vision={"drop_path_rate": 0.3})
-        return {"text first": {**sizes, "num_query_token": 3, "freeze_vit": False, "text_first": True}}
+        sizes = small(3, vision={"drop_path_rate": 0.3})
+        return {"text first": {**sizes, "num_query_token": 2, "freeze_vit": False, "text_first": True}}

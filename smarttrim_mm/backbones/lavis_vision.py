@@ -69,7 +69,7 @@ def vision_of(encoder: Any) -> EvaVision | ClipVision:
 class QVBiased(Projection):
     """Some rows of EVA's fused projection, whose bias LAVIS puts together: queries and values have one, keys have none."""
 
-    weight_name: str = "qkv"
+    module: Any  # LAVIS has no types
 
     @property
     def weight(self) -> Tensor:
@@ -78,7 +78,7 @@ class QVBiased(Projection):
     @property
     def bias(self) -> Tensor | None:
         q, v = self.module.q_bias, self.module.v_bias
-        return None if q is None else torch.cat([q, torch.zeros_like(v, requires_grad=False), v])
+        return None if q is None else torch.cat([q, torch.zeros_like(v), v])
 
 
 class EvaVision:

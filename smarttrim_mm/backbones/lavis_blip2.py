@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 from transformers import BertConfig
 
 from smarttrim_mm.backbones.lavis import LavisClassifier
@@ -196,9 +197,23 @@ class Blip2Qformer(LavisClassifier):
         queries, _ = text.split(self.queries)
         return queries.x.view(text.layout.batch_size, self.queries, -1)
 
+    def image_features(self, queries: Tensor, execution: Execution) -> Tensor:
+        """What images are compared with texts by, given the queries that have read them: [I, queries, E]."""
+        project = self.host.vision_proj
+        execution.linear(project.weight.numel() * self.queries, name="head.vision_proj")
+        return normalize(project(queries), dim=-1)
+
+    def text_features(self, inputs: VLMInputs, execution: Execution) -> Tensor:
+        """What texts are compared with images by, [B, E]: the Q-Former runs on them alone, whole."""
+        project, pairs = self.host.text_proj, torch.arange(len(inputs.sample_ids), device=inputs.sample_ids.device)
+        words = execution.start(self.embed_text(inputs, pairs, encodes=False))
+        first = execution.run(self.ahead, {"text": words})["text"].guide()
+        execution.linear(project.weight.numel(), name="head.text_proj")
+        return normalize(project(first), dim=-1)
+
     def ask(self, image: TokenStream, execution: Execution) -> TokenStream:
         """Runs the Q-Former on images without texts."""
-        queries = self.host.query_tokens.expand(image.layout.batch_size, -1, -1)
+        queries = self.host.query_tokens.repeat(image.layout.batch_size, 1, 1)
         there = torch.ones(queries.shape[:2], dtype=torch.bool, device=queries.device)
         x = self.host.Qformer.bert.embeddings(query_embeds=queries)
         text = execution.start(TokenStream.start(x, ids=image.layout.ids, special=there))

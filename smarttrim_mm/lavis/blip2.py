@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from smarttrim_mm.backbones.lavis_blip2 import Blip2Matching, Blip2Qformer
 from smarttrim_mm.backbones.lavis_host import import_lavis, linears
@@ -58,8 +57,11 @@ class QFormer(Scorer):
         if mode == "text":
             return self.host_class.extract_features(self, samples, mode=mode)
         if mode == "image":
-            queries, _ = self._read(samples["image"])
-            return Features(image_embeds=queries, image_embeds_proj=normalize(self.vision_proj(queries), dim=-1))
+            execution = self._execution(inputs := self._images(samples["image"]))
+            queries, _ = self._read(inputs, execution)
+            features = self.backbone.image_features(queries, execution)
+            self._note(execution.record)
+            return Features(image_embeds=queries, image_embeds_proj=features)
         words = self.tokenizer(samples["text_input"], return_tensors="pt", padding=True).to(self.device)  # not cut, as in LAVIS
         inputs = self.inputs_of({**samples, "text_input": words})
         execution = self._execution(inputs)
@@ -69,7 +71,9 @@ class QFormer(Scorer):
 
     def forward_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """What the queries made of the images, [I, queries, D], and the images' tokens, zeros where they were dropped."""
-        queries, stream = self._read(image)
+        execution = self._execution(inputs := self._images(image))
+        queries, stream = self._read(inputs, execution)
+        self._note(execution.record)
         layout = stream.layout
         tokens = stream.x.new_zeros(*layout.kept_grid().shape, stream.x.shape[-1])
         if isinstance(layout, PackedLayout):
@@ -101,8 +105,9 @@ class QFormer(Scorer):
         streams = {"text": self.backbone.embed_text(inputs, rows, True), "image": image}
         streams = {name: execution.start(stream) for name, stream in streams.items()}
         text = execution.run(self.backbone.steps["fusion"], streams)["text"]
-        self.last_record = execution.record
-        return self.backbone.match(text, execution)[:, 1]
+        scores = self.backbone.match(text, execution)[:, 1]
+        self._note(execution.record)
+        return scores
 
     @torch.no_grad()
     def generate(
@@ -145,25 +150,24 @@ class QFormer(Scorer):
         captions: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return captions
 
-    def _read(self, image: Tensor) -> tuple[Tensor, TokenStream]:
+    def _read(self, inputs: VLMInputs, execution: Execution) -> tuple[Tensor, TokenStream]:
         """The queries that have read images without texts, [I, queries, D], and what was kept of the images."""
-        inputs = self._images(image)
-        execution = self._execution(inputs)
         stream = self.backbone.encode_images(inputs, execution, {})
-        queries = self.backbone.queries_of(self.backbone.ask(stream, execution))
-        self._note(execution.record)
-        return queries, stream
+        return self.backbone.queries_of(self.backbone.ask(stream, execution)), stream
 
     def _images(self, image: Tensor) -> VLMInputs:
-        if self.backbone.text_first:
-            raise ValueError(
-                "model.trimming.text_first is True, and there are images without texts that could guide their encoder. Set it to "
-                "False, or give the texts too (predict, or mode='multimodal')"
-            )
+        self._check_alone()
         rows = torch.arange(len(image), device=self.device)
         nothing = rows.new_zeros(0, 0)
         there = nothing.bool()
         return VLMInputs(image, None, rows, nothing, there, there, sample_ids=rows)
+
+    def _check_alone(self) -> None:
+        if self.backbone.text_first:
+            raise ValueError(
+                "model.trimming.text_first is True, and there are images without texts that could guide their encoder. Set it "
+                "to False, or give the texts too (predict, or mode='multimodal')"
+            )
 
     def _execution(self, inputs: VLMInputs) -> Execution:
         return Execution(self.policy, sample_ids=inputs.sample_ids, kind="masked" if self.training else "packed")
@@ -195,16 +199,20 @@ class QFormerMatcher(QFormer):
 
         Args:
             samples: ``image``, ``text_input``; in training ``label`` too: 1 where the text fits.
-            match_head: ``'itm'``, or ``'itc'``, where the text runs dense.
+            match_head: ``'itm'``, or ``'itc'``, where the text runs alone and whole.
 
         Returns:
             As LAVIS: logits [G, 2], or similarities [G, 1]. In training mode with ``label``, for which LAVIS has no loss: its
             output with ``loss`` and ``logits``.
         """
         if match_head == "itc":
-            queries, _ = self._read(samples["image"])
-            texts = normalize(self.text_proj(self.forward_text(self._tokenize(samples["text_input"]))), dim=-1)
-            return (normalize(self.vision_proj(queries), dim=-1) @ texts.unsqueeze(-1)).amax(1)
+            self._check_alone()
+            execution = self._execution(inputs := self.inputs_of(samples))
+            queries, _ = self._read(inputs, execution)
+            images = self.backbone.image_features(queries, execution)
+            texts = self.backbone.text_features(inputs, execution)
+            self._note(execution.record)
+            return (images @ texts.unsqueeze(-1)).amax(1)
         if self.training and "label" in samples:
             return self._taught(samples)
         return self.trace(samples)

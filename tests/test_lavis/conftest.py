@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 from small_lavis import ANSWERS, SIZES, TEXTS, WORDS
 
-from smarttrim_mm.backbones.lavis_host import import_lavis
+from smarttrim_mm.registry import LAVIS_ARCHS
 from smarttrim_mm.testing import excite
 
 
@@ -27,7 +27,7 @@ def settings(vocabulary) -> Callable:
     """The section ``model`` of a LAVIS config of a small model."""
 
     def make(arch: str, policy: dict | str = "Dense", trimming: dict | None = None, **changes: Any) -> Any:
-        host_class = import_lavis("lavis").registry.get_model_class(arch)
+        host_class = LAVIS_ARCHS.get(arch).lavis_class(arch)
         text = {**SIZES["text"]}
         if arch.startswith("albef"):
             text |= {"fusion_layer": 1}
@@ -73,9 +73,9 @@ def build(settings) -> Callable:
 def lavis_own(settings) -> Callable:
     """LAVIS's own model with the weights of a trimmed one; ``use_distill``, as LAVIS's cannot be trained without."""
 
-    def make(model: Any) -> Any:
+    def make(model: Any, **changes: Any) -> Any:
         adapter, host_class = model.adapter, model.host_class
-        cfg = settings(model.arch)
+        cfg = settings(model.arch, **changes)
         parts = {name: OmegaConf.to_container(cfg.get(name)) if name in cfg else {} for name in ("vision", "text", "decoder")}
         arguments = adapter.host_arguments(host_class, model.arch, cfg, **parts, options={})
         if "use_distill" in arguments:

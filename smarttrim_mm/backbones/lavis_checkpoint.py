@@ -3,10 +3,8 @@
 Every key of a file is used, left out for a reason, or an error: LAVIS's own loading passes over keys that do not fit.
 """
 
-import io
 import re
 from collections.abc import Iterable, Mapping
-from contextlib import redirect_stdout
 from math import isqrt
 from typing import Any
 
@@ -205,8 +203,7 @@ def _fit_clip_positions(found: Conversion, host: Any) -> None:
     if table is None or table.dim() != 2 or table.shape == host.visual_encoder.positional_embedding.shape:
         return
     resized = {"positional_embedding": table.float()}
-    with redirect_stdout(io.StringIO()):  # it prints
-        interpolate_pos_embed(host.visual_encoder, resized)
+    interpolate_pos_embed(host.visual_encoder, resized)
     found.weights[key] = resized["positional_embedding"].to(table.dtype)
     before, after = (isqrt(len(positions) - 1) for positions in (table, found.weights[key]))
     found.changed[key] = f"resized bicubically from {before} x {before} to {after} x {after} patches, class row kept"

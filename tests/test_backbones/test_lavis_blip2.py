@@ -24,7 +24,7 @@ def build(name, seed=0, **changes):
 
 @pytest.fixture
 def files(tmp_path):
-    """What LAVIS saves of a model with a frozen image encoder, and the encoder's own file, with layers that LAVIS leaves out."""
+    """What LAVIS saves of a model with a frozen image encoder, and the encoder's own file with more layers."""
 
     def make(name, **changes):
         host = build(name, seed=1, **changes).host

@@ -125,7 +125,7 @@ class Blip2Qformer(LavisClassifier):
         """Number of queries."""
         return self.host.query_tokens.shape[1]
 
-    @property
+    @cached_property
     def vision(self) -> EvaVision | ClipVision:
         """The image encoder's adapter."""
         return vision_of(self.host.visual_encoder)

@@ -140,7 +140,7 @@ class QFormer(Scorer):
                 min_length=min_length,
                 num_beams=1 if use_nucleus_sampling else num_beams,
                 do_sample=use_nucleus_sampling,
-                top_p=top_p,
+                top_p=top_p if use_nucleus_sampling else None,
                 eos_token_id=self.tokenizer.sep_token_id,
                 pad_token_id=self.tokenizer.pad_token_id,
             )

@@ -286,7 +286,7 @@ def test_round_trip_through_a_training(start, tmp_path, name):
     model.eval()
     with torch.no_grad():
         ours = model.trace(inputs, policy=model.dense)[0]
-        if "vqa" in name:  # whose own words are compared elsewhere
+        if "vqa" in name or "qformer" in name:  # LAVIS gives words, or no logits, of its own
             model.backbone.host = lavis
             theirs = model.host_forward(inputs)
         else:

@@ -140,6 +140,24 @@ def write_snli_ve(root: Path, rows: Sequence[tuple[str, str, str]] = SNLI_ROWS) 
     return root
 
 
+def write_coco_captions(root: Path) -> Path:
+    """COCO's captions: two images with two captions each for training, two with five for validation and two for testing."""
+    rows = []
+    for number in (9, 25):
+        name = f"train2014/COCO_train2014_{number:012d}.jpg"
+        write_image(root / name, value=9 * number)
+        captions = (f"A Cat is no. {number}!", f"two  dogs; image {number}")
+        rows += [{"image": name, "caption": caption, "image_id": f"coco_{number}"} for caption in captions]
+    write_json(root / "coco_karpathy_train.json", rows)
+    for split, numbers in (("val", (42, 100)), ("test", (7, 184613))):
+        names = [f"val2014/COCO_val2014_{number:012d}.jpg" for number in numbers]
+        for name in names:
+            write_image(root / name, value=50)
+        captions = [f"Caption {n} of an image." for n in range(5)]
+        write_json(root / f"coco_karpathy_{split}.json", [{"image": name, "caption": captions} for name in names])
+    return root
+
+
 def write_karpathy(root: Path, source: str, images: int = 8) -> Path:
     """Flickr30K or COCO: four images of five in train (COCO: three, and one in restval), then val and test in turn."""
     rows = []

@@ -2,7 +2,7 @@
 
 TEXTS = ["two dogs play on the grass", "a cat", "the left image shows a dog"]
 ANSWERS = ["dog", "cat", "two cat", "the grass", "left image"]
-WORDS = [*TEXTS, *ANSWERS, "is it red blue green yes no what color ?"]
+WORDS = [*TEXTS, *ANSWERS, "is it red blue green yes no what color ?", "picture of"]
 SIZES = {
     "vision": {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 4},
     "text": {

@@ -19,6 +19,7 @@ from transformers import BertConfig
 
 from smarttrim_mm.backbones.lavis_checkpoint import load_public
 from smarttrim_mm.backbones.lavis_host import GivenTokens, encoding, import_lavis, linears, vit_view
+from smarttrim_mm.backbones.lavis_sdpa import SdpaAttention
 from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.layers.bert_views import bert_view
 from smarttrim_mm.layers.execution import Execution
@@ -293,6 +294,10 @@ class LavisBackbone(nn.Module):
         """LAVIS's own forward."""
         raise NotImplementedError(f"{type(self).__name__} does not define host_forward()")
 
+    def with_sdpa(self) -> SdpaAttention:
+        """Within it :meth:`host_forward` attends by ``scaled_dot_product_attention``."""
+        return SdpaAttention(self.host)
+
     def samples_of(self, inputs: VLMInputs) -> dict[str, Any]:
         """Images and texts as LAVIS passes them, each sample with its own."""
         self._check(inputs)
@@ -340,20 +345,19 @@ class LavisBackbone(nn.Module):
         path = host_class.default_config_path(next(iter(types)) if model_type is None else model_type)
         settings = import_lavis("omegaconf").OmegaConf.load(path).model
         arguments = self.host_arguments(host_class, arch, settings, vision, text, decoder, options)
-        tokenizer = self.given_tokens(arguments)
+        tokenizer = self.host_tokenizer(arguments)
         methods = {"init_tokenizer": classmethod(lambda cls: tokenizer), **self.host_methods}
         return type(host_class.__name__, (host_class,), methods)(**arguments)
+
+    def host_tokenizer(self, arguments: Mapping[str, Any]) -> GivenTokens:
+        """What stands for the tokenizer in a model that LAVIS's constructor makes of these arguments."""
+        config = arguments.get("text_encoder", arguments.get("text_decoder")).config
+        return GivenTokens(config.vocab_size, config.pad_token_id)
 
     @classmethod
     def lavis_class(cls, arch: str) -> Any:
         """LAVIS's class of an architecture of this kind."""
         return import_lavis("lavis").registry.get_model_class(cls.lavis_name or arch)
-
-    @classmethod
-    def given_tokens(cls, arguments: Mapping[str, Any]) -> GivenTokens:
-        """What stands for the tokenizer of a model of these :meth:`host_arguments`."""
-        config = arguments["text_encoder"].config
-        return GivenTokens(config.vocab_size, config.pad_token_id)
 
     @classmethod
     def host_arguments(
@@ -383,12 +387,15 @@ class LavisBackbone(nn.Module):
         image_encoder.vision_width = sizes["embed_dim"]  # as its from_config does
         bert, _ = BertConfig.get_config_dict(import_lavis("lavis.common.utils").get_abs_path(settings.med_config_path))
         bert |= {**cls.text_defaults, **text}
-        config = BertConfig(**{**bert, "encoder_width": sizes["embed_dim"]})
-        parts = {"image_encoder": image_encoder, "text_encoder": cls.text_class()(config=config, add_pooling_layer=False)}
+        parts, width = {"image_encoder": image_encoder}, sizes["embed_dim"]
         named = inspect.signature(host_class.__init__).parameters
+        if "text_encoder" in named:
+            config = BertConfig(**{**bert, "encoder_width": width})
+            parts["text_encoder"] = cls.text_class()(config=config, add_pooling_layer=False)
+            width = config.hidden_size
         if "text_decoder" in named:
-            reads_text = BertConfig(**{**bert, **cls.decoder_defaults, **decoder, "encoder_width": config.hidden_size})
-            parts["text_decoder"] = import_lavis("lavis.models.med").XBertLMHeadDecoder(config=reads_text)
+            config = BertConfig(**{**bert, **cls.decoder_defaults, **decoder, "encoder_width": width})
+            parts["text_decoder"] = import_lavis("lavis.models.med").XBertLMHeadDecoder(config=config)
         elif decoder:
             raise ValueError(f"decoder is {dict(decoder)}; LAVIS's {arch} has no decoder. Leave it out")
         accepted = [name for name in named if name not in ("self", *parts)]

@@ -5,9 +5,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from smarttrim_mm.backbones.lavis import LavisClassifier
+from smarttrim_mm.backbones.lavis_caption import LavisCaptioner
 from smarttrim_mm.backbones.lavis_decoder import SMALL_ANSWERS, LavisAnswerer
 from smarttrim_mm.backbones.lavis_host import import_lavis, small
 from smarttrim_mm.registry import LAVIS_ARCHS
+
+_BEGIN, _END = 101, 102  # of small texts
 
 
 @LAVIS_ARCHS.register_module("blip_classification")
@@ -65,3 +68,12 @@ class BlipVQA(LavisAnswerer):
     @classmethod
     def variants(cls) -> dict[str, dict[str, Any]]:
         return {"text first": {**small(2), "answers": SMALL_ANSWERS, "text_first": True}}
+
+
+@LAVIS_ARCHS.register_module("blip_caption")
+class BlipCaption(LavisCaptioner):
+    """A text about an image: a decoder reads the image."""
+
+    @classmethod
+    def variants(cls) -> dict[str, dict[str, Any]]:
+        return {"shared images": {**small(2), "prompt": [_BEGIN, 7, 9, _END]}}

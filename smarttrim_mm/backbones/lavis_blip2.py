@@ -108,8 +108,7 @@ class Blip2Qformer(LavisClassifier):
         config.query_length = found["num_query_token"]
         return {**found, "vit_model": new_vision(found, vision), "num_query_token": config}
 
-    @classmethod
-    def given_tokens(cls, arguments: Mapping[str, Any]) -> GivenTokens:
+    def host_tokenizer(self, arguments: Mapping[str, Any]) -> GivenTokens:
         config = arguments["num_query_token"]
         return GivenTokens(config.vocab_size, config.pad_token_id, encodes=False)
 

@@ -178,7 +178,9 @@ def _depth(keys: Iterable[str], prefix: str) -> int:
 def _unused(own: Mapping[str, Tensor]) -> dict[str, str]:
     """Patterns of keys that a model leaves out, and why."""
     decodes = any(key.startswith("text_decoder.") for key in own)
-    return {pattern: why for pattern, why in _UNUSED.items() if not (decodes and why == _OTHER_DECODER)}
+    unused = {pattern: why for pattern, why in _UNUSED.items() if not (decodes and why == _OTHER_DECODER)}
+    encodes = any(key.startswith("text_encoder.") for key in own)
+    return unused if encodes else {**unused, r"text_encoder\..+": "text encoder, which the model has not"}
 
 
 def _fit_positions(found: Conversion, host: Any) -> None:

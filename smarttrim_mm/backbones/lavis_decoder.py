@@ -33,7 +33,69 @@ SMALL_ANSWERS = [[101, *words, 102] for words in ((7, 3), (8, 9), (7, 5), (11, 3
 Decode = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-class LavisAnswerer(LavisBackbone):
+class LavisDecoding(LavisBackbone):
+    """A LAVIS model with a decoder, which is the host's and runs whole. It reads the tokens of a stream that were kept."""
+
+    decodes = ("answers", "text")  # what the decoder gives, for the record, and the stream that it reads
+    begins_anew = True  # whether [DEC] takes the place of the texts' begin token
+
+    @cached_property
+    def decoder_layers(self) -> list[LayerView]:
+        """Views of the decoder's layers, for the count of what they take."""
+        return [bert_view(layer, *self.decodes) for layer in self.host.text_decoder.bert.encoder.layer]
+
+    def count_decoder(
+        self, execution: Execution, memory: TokenStream, real: Tensor, index: Tensor, done: Tensor | None = None
+    ) -> None:
+        """Records a run of the decoder.
+
+        Args:
+            execution: Has the record.
+            memory: What it reads.
+            real: True at real tokens of the texts, bool [A, L].
+            index: Which instance of the memory each text reads, long [A].
+            done: True at texts that were finished before the others, bool [A]; None: none.
+        """
+        gives, reads = self.decodes
+        execution.decoder(
+            {reads: self.decoder_layers},
+            memory,
+            real.sum(1),
+            index,
+            name=f"decoder.{gives}",
+            per_token=sum(linear.weight.numel() for linear in linears(self.host.text_decoder.cls)),
+            padded=real.shape[1],
+            done=done,
+        )
+
+    def _begun(self, ids: Tensor) -> Tensor:
+        """Texts as the decoder begins them."""
+        ids = ids.clone()
+        if self.begins_anew:
+            ids[:, 0] = self.host.tokenizer.bos_token_id
+        return ids
+
+    def _decoder(self, memory: TokenStream, execution: Execution) -> Decode:
+        """The decoder on what was kept; every run of it is recorded."""
+        states, mask = memory.pad()
+
+        def decode(ids: Tensor, real: Tensor, index: Tensor) -> Tensor:
+            self.count_decoder(execution, memory, real, index)
+            return self._decode(ids, real, states[index], mask[index])
+
+        return decode
+
+    def _decode(self, ids: Tensor, real: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        return self.host.text_decoder(
+            ids,
+            attention_mask=real.long(),
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask.long(),
+            return_dict=True,
+        ).logits
+
+
+class LavisAnswerer(LavisDecoding):
     """A LAVIS model that ranks a list of answers, and is trained to give the right ones word by word.
 
     The decoder is the host's, run whole; it reads the question's tokens that the policy has kept, so that dropping some makes
@@ -51,7 +113,6 @@ class LavisAnswerer(LavisBackbone):
         ValueError: If there are no answers, two are alike, the file holds no list of texts, or there is no tokenizer for texts.
     """
 
-    begins_anew = True  # whether [DEC] takes the place of the answers' begin token
     encoder_outputs = 2  # values of LAVIS's forward_encoder, of which the first is read
     candidate_ids: Tensor
     candidate_mask: Tensor
@@ -82,11 +143,6 @@ class LavisAnswerer(LavisBackbone):
     def input_format(self) -> dict[str, int]:
         """See :class:`~smarttrim_mm.backbones.lavis.LavisBackbone`."""
         return {**super().input_format, "num_classes": len(self.candidate_ids)}
-
-    @cached_property
-    def decoder_layers(self) -> list[LayerView]:
-        """Views of the decoder's layers, for the count of what they take."""
-        return [bert_view(layer, "answer", "text") for layer in self.host.text_decoder.bert.encoder.layer]
 
     def forward(self, inputs: VLMInputs, execution: Execution) -> Tensor:
         """Runs the model under the execution's policy.
@@ -142,51 +198,6 @@ class LavisAnswerer(LavisBackbone):
         losses = cross_entropy(logits[:, :-1].transpose(1, 2), labels, reduction="none", label_smoothing=_SMOOTHING)
         found = first.new_full(first.shape, -torch.inf)
         return found.scatter(1, best, -losses.sum(1).view(samples, -1).to(found.dtype))
-
-    def _begun(self, ids: Tensor) -> Tensor:
-        """Texts as the decoder begins them."""
-        ids = ids.clone()
-        if self.begins_anew:
-            ids[:, 0] = self.host.tokenizer.bos_token_id
-        return ids
-
-    def _decoder(self, memory: TokenStream, execution: Execution) -> Decode:
-        """The decoder on what was kept of the questions; every run of it is recorded."""
-        states, mask = memory.pad()
-
-        def decode(ids: Tensor, real: Tensor, index: Tensor) -> Tensor:
-            self.count_decoder(execution, memory, real, index)
-            return self._decode(ids, real, states[index], mask[index])
-
-        return decode
-
-    def count_decoder(self, execution: Execution, memory: TokenStream, real: Tensor, index: Tensor) -> None:
-        """Records a run of the decoder.
-
-        Args:
-            execution: Has the record.
-            memory: The questions that it reads.
-            real: True at real tokens of the texts, bool [A, L].
-            index: Which question each text is about, long [A].
-        """
-        execution.decoder(
-            {"text": self.decoder_layers},
-            memory,
-            real.sum(1),
-            index,
-            name="decoder.answers",
-            per_token=sum(linear.weight.numel() for linear in linears(self.host.text_decoder.cls)),
-            padded=real.shape[1],
-        )
-
-    def _decode(self, ids: Tensor, real: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        return self.host.text_decoder(
-            ids,
-            attention_mask=real.long(),
-            encoder_hidden_states=states,
-            encoder_attention_mask=mask.long(),
-            return_dict=True,
-        ).logits
 
 
 def _read_answers(path: str) -> list[str]:

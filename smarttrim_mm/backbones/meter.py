@@ -90,6 +90,8 @@ class METER(nn.Module):
             something else.
     """
 
+    host_uses_sdpa = True  # in host_forward
+
     def __init__(
         self,
         *,

@@ -38,6 +38,10 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without begin, end and padding tokens, and without ids that are not its own."""
+        ...
+
 
 @TOKENIZERS.register_module()
 class WordTokenizer:
@@ -76,6 +80,12 @@ class WordTokenizer:
         _check(text, max_length)
         begin, end = self.special_ids
         return torch.tensor([begin, *self._tokenizer.encode(text).ids[: max_length - 2], end])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer`; words and punctuation marks with spaces between them."""
+        left_out = {self.pad_id, *self.special_ids}
+        words = (self._tokenizer.id_to_token(each) for each in ids if each not in left_out and each < self.vocab_size)
+        return " ".join(words)
 
 
 @TOKENIZERS.register_module()
@@ -117,6 +127,10 @@ class PretrainedTokenizer:
         """See `Tokenizer`."""
         _check(text, max_length)
         return torch.tensor(self._tokenizer(text, truncation=True, max_length=max_length)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer`."""
+        return self._tokenizer.decode([each for each in ids if each < self.vocab_size], skip_special_tokens=True)
 
 
 def tokenized_answer(tokenizer: Tokenizer, text: str, max_length: int) -> list[int]:

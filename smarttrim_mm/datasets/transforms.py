@@ -1,5 +1,6 @@
 """Pipeline steps from a data set's record to a model's item."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,3 +106,33 @@ class TokenizeAnswers(BaseTransform):
             ]
             results["answer_weights"] = [[count / each.total() for count in each.values()] for each in counted]
         return results
+
+
+@TRANSFORMS.register_module()
+class CleanCaptions(BaseTransform):
+    """Brings captions into the form that BLIP (arXiv 2201.12086) trains on.
+
+    They are lower-cased, punctuation marks (but for the comma, the hyphen, the apostrophe, ``?`` ...) become spaces, and these
+    are joined.
+
+    Args:
+        max_words: Most words of a caption; a longer one loses its last.
+    """
+
+    def __init__(self, *, max_words: int = 50) -> None:
+        self.max_words = max_words
+
+    def transform(self, results: dict) -> dict:
+        """Changes ``gt_answers``.
+
+        Args:
+            results: A record with ``gt_answers``, a list of captions a prompt.
+        """
+        results["gt_answers"] = [[clean_caption(text, self.max_words) for text in each] for each in results["gt_answers"]]
+        return results
+
+
+def clean_caption(text: str, max_words: int) -> str:
+    """A caption as BLIP trains on it, see `CleanCaptions`; it may be empty."""
+    joined = re.sub(r"\s{2,}", " ", re.sub(r"[.!\"()*#:;~]", " ", text.lower())).strip(" \n")
+    return " ".join(joined.split(" ")[:max_words])

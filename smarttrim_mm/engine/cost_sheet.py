@@ -215,7 +215,7 @@ def cost_sheet(
             are to be ranked that belong to samples of several.
     """
     shape = model.backbone.input_format
-    length = _check_length(shape, text_length)
+    length = check_length(shape, text_length)
     if speedup is None:
         speedup = getattr(model.budget, "speedup", None)
     if speedup is not None and not speedup >= 1:
@@ -368,7 +368,16 @@ def rank_costs(model: TrimmedVLM, length: int, ranked: tuple[int, int], cuts: Co
     return Ranking(images, texts, *dense, costs(*dense), left)
 
 
-def _check_length(shape: Mapping[str, int], length: int | None) -> int:
+def check_length(shape: Mapping[str, int], length: int | None) -> int:
+    """Tokens of the texts, begin and end included; None: 50, or the longest that the model takes.
+
+    Args:
+        shape: The backbone's ``input_format``.
+        length: Wanted.
+
+    Raises:
+        ValueError: If the model takes no texts of this length.
+    """
     longest = shape.get("max_text_length")
     if length is None:
         return TEXT_LENGTH if longest is None else min(TEXT_LENGTH, longest)
@@ -439,7 +448,7 @@ def _layers(record: TrimRecord, whole: Sequence[PlannedCost], left: Sequence[Pla
             off = 0.0
             if isinstance(entry, StepRecord):
                 views = {view.name: view.heads for part in entry.step.layers.values() for view in part.attentions}
-                off = sum(views[name] - on for name, on in at.heads.items())
+                off = sum(views[name] - float(on) for name, on in at.heads.items())
             layer = replace(layer, left_tokens=_means(at), left_heads=heads - off, left=float(at.own), policy=float(at.policy))
         layers.append(layer)
     parts = list(dict.fromkeys(_part(planned) for planned in whole))

@@ -19,8 +19,9 @@ class AnswerDump(BaseMetric):
         answers: After the evaluation, on the main process: dicts with ``question_id``, ``image_id``, ``question``,
             ``prediction`` (a class index; ``predicted_answer`` its name, where the data set names its classes), ``score``
             (its probability, 0-1), and where known ``answer`` (of several people's, the most frequent), ``identifier`` (of
-            NLVR2) and ``multiply_adds``. Of retrieval, one an image: ``image_id``, and ``text_ids`` and ``scores`` of the ten
-            best texts, best first.
+            NLVR2) and ``multiply_adds``. Of captions, ``predicted_answer`` is the caption, and ``references`` those of people;
+            there is no ``prediction`` and no ``score``. Of retrieval, one an image: ``image_id``, and ``text_ids`` and
+            ``scores`` of the ten best texts, best first.
     """
 
     default_prefix = "answers"
@@ -35,7 +36,7 @@ class AnswerDump(BaseMetric):
         Args:
             data_batch: Unused.
             data_samples: Dicts with ``image_id``, and ``pred_scores`` [Q, C], ``question_ids`` [Q] and ``questions``, or, of
-                retrieval, ``scores`` [M] and ``caption_ids`` [M].
+                retrieval, ``scores`` [M] and ``caption_ids`` [M], or, of captions, ``pred_caption``.
         """
         classes = (self.dataset_meta or {}).get("classes")
         for sample in data_samples:
@@ -44,8 +45,14 @@ class AnswerDump(BaseMetric):
                 ids = [sample["caption_ids"][i] for i in best.indices.tolist()]
                 self.results.append([{"image_id": sample["image_id"], "text_ids": ids, "scores": best.values.tolist()}])
                 continue
-            scores, predictions = sample["pred_scores"].max(-1)
             spent = sample.get("trim", {}).get("multiply_adds")
+            if "pred_caption" in sample:
+                record = {"image_id": sample["image_id"], "predicted_answer": sample["pred_caption"]}
+                if "gt_answers" in sample:
+                    record["references"] = list(sample["gt_answers"][0])
+                self.results.append([record if spent is None else {**record, "multiply_adds": float(spent[0])}])
+                continue
+            scores, predictions = sample["pred_scores"].max(-1)
             records = []
             for i, prediction in enumerate(predictions.tolist()):
                 record = {

@@ -10,6 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 from smarttrim_mm.backbones.lavis_decoder import LavisAnswerer
 from smarttrim_mm.backbones.lavis_host import encoding
+from smarttrim_mm.backbones.lavis_writing import NUCLEUS_PENALTY, Writing, write
 from smarttrim_mm.inputs import TextTargets
 from smarttrim_mm.lavis.model import TrimmedModel, methods_of
 from smarttrim_mm.layers.execution import Execution
@@ -21,7 +22,8 @@ class Answerer(TrimmedModel):
     """``forward`` and ``predict_answers`` of a model with a decoder."""
 
     task_loss = {"type": "AnswerGeneration"}
-    _read: tuple[Execution, TokenStream] | None = None  # by the decoder, while answers are predicted
+    _read: tuple[Execution, TokenStream] | None = None  # by the decoder, while answers are ranked
+    _drawn: Mapping[str, Any] = {}  # how answers are written
 
     def forward(self, samples: dict[str, Any]) -> Any:
         """The loss of a batch.
@@ -68,14 +70,32 @@ class Answerer(TrimmedModel):
         output = BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=states)
         return (output, *[None] * (self.backbone.encoder_outputs - 1))
 
-    def predict_answers(self, samples: dict[str, Any], *args: Any, **kwargs: Any) -> list[str]:
-        """LAVIS's own, which ranks answers or lets the decoder write them.
+    def predict_answers(
+        self,
+        samples: dict[str, Any],
+        *args: Any,
+        use_nucleus_sampling: bool = False,
+        top_p: float = 0.9,
+        repetition_penalty: float = 1.0,
+        **kwargs: Any,
+    ) -> list[str]:
+        """LAVIS's own, which ranks answers or lets the decoder write them; this one can also draw their words.
 
         Args:
             samples: ``image``, ``text_input``.
             *args: LAVIS's, such as the list of answers.
-            **kwargs: Likewise.
+            use_nucleus_sampling: With ``inference_method='generate'``: words are drawn, as by LAVIS's captioner.
+            top_p: Probability of the words that are drawn from.
+            repetition_penalty: Of answers that are written without drawing; LAVIS's own has none.
+            **kwargs: LAVIS's.
+
+        Raises:
+            ValueError: If words are to be drawn and answers ranked.
         """
+        if use_nucleus_sampling and kwargs.get("inference_method") != "generate":
+            raise ValueError("use_nucleus_sampling is set; expected inference_method='generate' with it: ranks are not drawn")
+        penalty = NUCLEUS_PENALTY if use_nucleus_sampling else repetition_penalty
+        self._drawn = {"nucleus": use_nucleus_sampling, "top_p": top_p, "repetition_penalty": penalty}
         count = self.text_decoder.register_forward_pre_hook(self._count, with_kwargs=True)
         try:
             answers: list[str] = super().predict_answers(samples, *args, **kwargs)
@@ -91,22 +111,29 @@ class Answerer(TrimmedModel):
     ) -> list[str]:
         """In place of LAVIS's, whose mask is all ones, and which repeats for the beams what transformers repeats too."""
         states = self.forward_encoder(samples)[0].last_hidden_state
-        written = self.text_decoder.generate(
-            input_ids=torch.full((len(states), 1), self.tokenizer.bos_token_id, device=self.device),
-            encoder_hidden_states=states,
-            encoder_attention_mask=samples["tokenized_text"].attention_mask,
-            num_beams=num_beams,
-            max_length=max_length,
-            min_length=min_length,
-            eos_token_id=self.tokenizer.sep_token_id,
-            pad_token_id=self.tokenizer.pad_token_id,
+        assert self._read is not None
+        (execution, memory), self._read = self._read, None  # what is written is counted here
+
+        def count(ids: Tensor, index: Tensor, done: Tensor) -> None:
+            self.backbone.count_decoder(execution, memory, torch.ones_like(ids, dtype=torch.bool), index, done)
+
+        written = write(
+            self.text_decoder,
+            torch.full((len(states), 1), self.tokenizer.bos_token_id, device=self.device),
+            states,
+            samples["tokenized_text"].attention_mask.bool(),
+            Writing(num_beams=num_beams, max_length=max_length, min_length=min_length, **self._drawn),
+            end_id=self.tokenizer.sep_token_id,
+            pad_id=self.tokenizer.pad_token_id,
+            on_run=count,
         )
         answers: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return answers
 
     def _count(self, _: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Any]) -> None:
-        """Records a run of the decoder: the candidates, or the beams, of a question follow each other."""
-        assert self._read is not None
+        """Records a run of the decoder that ranks: the candidates of a question follow each other."""
+        if self._read is None:
+            return
         execution, memory = self._read
         ids = args[0] if args else kwargs["input_ids"]
         mask = kwargs.get("attention_mask")

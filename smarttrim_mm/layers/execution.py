@@ -143,6 +143,7 @@ class Execution:
         name: str,
         per_token: int,
         padded: int,
+        done: Tensor | None = None,
     ) -> None:
         """Records a run of a host's decoder, whose texts read a stream whole.
 
@@ -154,12 +155,15 @@ class Execution:
             name: ``'<part>.<what>'``.
             per_token: Multiply-adds per token of a text outside the layers: of the head.
             padded: Tokens of each text as the decoder runs it, padding included.
+            done: True at texts that were finished before the others: executed, but not needed, bool [A]; None: none.
         """
         ((stream, views),) = layers.items()
         n = lengths.float()
         without, with_one = (decoder_multiply_adds(views, stream, n, torch.full_like(n, m), per_token) for m in (0.0, 1.0))
+        if done is not None:
+            without, with_one = without * ~done, with_one * ~done
         none = n.new_zeros(memory.layout.batch_size)
         fixed, per_memory = none.index_add(0, index, without), none.index_add(0, index, with_one - without)
-        held = memory.layout.counts().max()
+        held = memory.layout.counts()[index].max()
         executed = len(n) * int(decoder_multiply_adds(views, stream, torch.full_like(held, padded), held, per_token))
         self.record.entries.append(LinearRecord(name, stream, memory.layout, per_memory, executed, fixed=fixed))

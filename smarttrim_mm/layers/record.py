@@ -161,14 +161,14 @@ class PlannedCost:
     Attributes:
         entry: The entry.
         tokens: Per stream, the tokens it would run on, [B].
-        heads: Per attention that may be cut, the heads that would be on.
+        heads: Per attention that may be cut, the heads that would be on, a number or [B].
         own: Multiply-adds of the entry itself, per sample, fp32 [G].
         policy: Multiply-adds of deciding on it, likewise.
     """
 
     entry: StepRecord | LinearRecord | AheadRecord
     tokens: Mapping[str, Tensor]
-    heads: Mapping[str, float]
+    heads: Mapping[str, Tensor | float]
     own: Tensor
     policy: Tensor
 
@@ -181,6 +181,36 @@ class CountsPolicies(Protocol):
     def trims(self, step: LayerStep) -> tuple[frozenset[str], frozenset[str]]: ...
 
     def reads(self, step: LayerStep) -> frozenset[str]: ...
+
+
+class PlansCuts(Protocol):
+    """How much a plan leaves where something may be cut."""
+
+    def tokens(self, step: LayerStep, stream: str, layout: Layout) -> Tensor:
+        """Tokens of a stream that are left once this step has cut it, [B]."""
+        ...
+
+    def heads(self, step: LayerStep, view: AttentionView, ids: Tensor) -> Tensor | float:
+        """Heads of an attention that are on, a number or one for each of the instances (``ids``, [B])."""
+        ...
+
+
+@dataclass(frozen=True)
+class SameShare:
+    """The same share everywhere: of the real tokens that are not protected, and of all heads.
+
+    Attributes:
+        share: In [0, 1].
+    """
+
+    share: float
+
+    def tokens(self, step: LayerStep, stream: str, layout: Layout) -> Tensor:
+        least = layout.floor()
+        return least + self.share * (layout.full() - least)
+
+    def heads(self, step: LayerStep, view: AttentionView, ids: Tensor) -> float:
+        return self.share * view.heads
 
 
 @dataclass
@@ -244,24 +274,25 @@ class TrimRecord:
             total = total + planned.own + planned.policy
         return total
 
-    def plan(self, cuts: CountsPolicies, share: float) -> list[PlannedCost]:
-        """What each entry would cost if, wherever tokens or heads may be cut, the same share of them were kept.
+    def plan(self, cuts: CountsPolicies, share: float | PlansCuts) -> list[PlannedCost]:
+        """What each entry would cost if, wherever tokens or heads may be cut, a given part of them were kept.
 
-        The share is that of the real tokens that are not protected, and of all heads. A stream is cut from the first step on
-        where it may be. What was decided in this pass plays no part.
+        A stream is cut from the first step on where it may be. What was decided in this pass plays no part.
 
         Args:
             cuts: Says what may be cut, and what deciding costs.
-            share: In [0, 1]; 0 leaves protected tokens and no head.
+            share: The same share everywhere, in [0, 1]; 0 leaves protected tokens and no head. Or what says how much is left.
         """
+        kept = SameShare(share) if isinstance(share, float | int) else share
         planned = []
-        cut: frozenset[str] = frozenset()
+        cut: dict[str, LayerStep] = {}  # by stream, where it was cut last
 
         def left(name: str | None, layout: Layout) -> Tensor:
             """A stream that was cut as 'image' may have gone on as 'image0'."""
-            trimmed = name is not None and not cut.isdisjoint((name, modality(name)))
-            least = layout.floor()
-            return least + share * (layout.full() - least) if trimmed else layout.full()
+            for stream in (name, modality(name)) if name is not None else ():
+                if stream in cut:
+                    return kept.tokens(cut[stream], stream, layout)
+            return layout.full()
 
         for entry in self.entries:
             if isinstance(entry, LinearRecord):
@@ -277,10 +308,11 @@ class TrimRecord:
                 continue
             streams, attentions = cuts.trims(entry.step)
             scored = {name: left(name, layout) for name, layout in entry.before.items()}
-            cut |= streams
+            cut |= dict.fromkeys(streams, entry.step)
             tokens = {name: left(name, layout) for name, layout in entry.tokens.items()}
             views = [view for layer in entry.step.layers.values() for view in layer.attentions]
-            heads = {view.name: share * view.heads for view in views if view.name in attentions}
+            ids = next(iter(entry.before.values())).ids
+            heads = {view.name: kept.heads(entry.step, view, ids) for view in views if view.name in attentions}
             own = entry.cost(tokens, heads)
             decision = torch.zeros_like(own) + cuts.multiply_adds(entry.step, scored)
             planned.append(

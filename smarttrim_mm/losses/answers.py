@@ -39,13 +39,16 @@ class AnswerGeneration(nn.Module):
 
     Args:
         label_smoothing: Share of the target spread over all tokens, in [0, 1). BLIP's code has 0.1.
+        per_token: Whether it is the mean over the tokens of the batch instead (BLIP's captioning).
     """
 
-    def __init__(self, *, label_smoothing: float = 0.1) -> None:
+    def __init__(self, *, label_smoothing: float = 0.1, per_token: bool = False) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
+        self.per_token = per_token
 
     def forward(self, logits: Tensor, targets: TextTargets) -> Tensor:
-        """Logits of the tokens [K, V], texts -> mean over the samples of the weighted sum over their tokens."""
+        """Logits of the tokens [K, V], texts -> mean over the samples of the weighted sum over their tokens, or over tokens."""
         each = cross_entropy(logits.float(), targets.tokens, label_smoothing=self.label_smoothing, reduction="none")
-        return (each * targets.token_weights).sum() / targets.samples
+        weights = targets.token_weights
+        return (each * weights).sum() / (weights.sum() if self.per_token else targets.samples)

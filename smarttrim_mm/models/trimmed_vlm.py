@@ -17,6 +17,7 @@ from smarttrim_mm.layers.record import TrimRecord
 from smarttrim_mm.losses.budget import BudgetLoss
 from smarttrim_mm.losses.distillation import SelfDistillation
 from smarttrim_mm.models.checkpoint import check_state_dict, load_backbone
+from smarttrim_mm.models.predictions import write_scores
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.policies.dense import Dense
 from smarttrim_mm.registry import MODELS, POLICIES
@@ -71,8 +72,9 @@ class TrimmedVLM(BaseModel):
         Args:
             inputs: The batch.
             data_samples: One per image, with its questions.
-            mode: ``'loss'``: dict of losses and numbers to log; ``'predict'``: the data samples with ``pred_scores`` [Q, C] and
-                ``trim`` (per question: multiply-adds and kept ratios); ``'tensor'``: logits [G, C].
+            mode: ``'loss'``: dict of losses and numbers to log; ``'predict'``: the data samples with ``pred_scores`` [Q, C], or
+                what the backbone predicts, and ``trim`` (per question: multiply-adds and kept ratios); ``'tensor'``: logits
+                [G, C].
 
         Raises:
             ValueError: If ``mode`` is none of these, or targets or data samples are missing.
@@ -112,22 +114,22 @@ class TrimmedVLM(BaseModel):
         return losses | _scalars(logits, inputs.targets, record), logits
 
     def predict(self, inputs: VLMInputs, data_samples: list[DataSample]) -> list[DataSample]:
-        """Scores every question; fills in ``pred_scores`` and ``trim`` of each data sample.
+        """Answers every question; fills in ``trim`` of each data sample, and ``pred_scores`` or what the backbone predicts.
+
+        A backbone with ``predict(inputs, execution, data_samples)`` fills in something else itself.
 
         Raises:
             ValueError: If the backbone's head scores pairs for retrieval.
         """
-        logits, record = self.trace(inputs)
-        if logits.shape[1] < 2:
-            raise ValueError(
-                f"the model gives scores {list(logits.shape)}, from which nothing can be chosen: a ranking head compares all "
-                "images with all texts. Set val_cfg=dict(type='AllPairsValLoop') and test_cfg=dict(type='AllPairsTestLoop')"
-            )
-        trim = record.summary()
+        execution = self._execution(inputs, self.policy, "packed")
+        if hasattr(self.backbone, "predict"):
+            self.backbone.predict(inputs, execution, data_samples)
+        else:
+            write_scores(self.backbone(inputs, execution), data_samples)
+        trim = execution.record.summary()
         begin = 0
         for sample in data_samples:
             rows = slice(begin, begin + len(sample.questions))
-            sample.set_field(logits[rows].float().softmax(-1), "pred_scores", dtype=Tensor)
             sample.set_field({key: value[rows] for key, value in trim.items()}, "trim", dtype=dict)
             begin = rows.stop
         return data_samples
@@ -158,15 +160,18 @@ class TrimmedVLM(BaseModel):
             self.budget.set_curriculum(progress)
 
     def _run(self, inputs: VLMInputs, policy: Policy, kind: Kind) -> tuple[Tensor, TrimRecord]:
-        execution = Execution(
+        execution = self._execution(inputs, policy, kind)
+        logits = self.backbone(inputs, execution)
+        return logits, execution.record
+
+    def _execution(self, inputs: VLMInputs, policy: Policy, kind: Kind) -> Execution:
+        return Execution(
             policy,
             sample_ids=inputs.sample_ids,
             kind=kind,
             checkpoint_layers=self.checkpoint_layers and torch.is_grad_enabled(),
             pairs_per_sample=inputs.pairs_per_sample,
         )
-        logits = self.backbone(inputs, execution)
-        return logits, execution.record
 
     def _teach(self, inputs: VLMInputs) -> Tensor | None:
         if self.distillation is None:

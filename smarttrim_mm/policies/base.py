@@ -119,12 +119,23 @@ class Policy(nn.Module):
         return self.knob
 
 
-def check_streams(steps: Sequence[LayerStep], streams: Sequence[str]) -> None:
-    """Raises a ValueError if a backbone has none of one of the named streams."""
+def check_streams(steps: Sequence[LayerStep], streams: Sequence[str] | None) -> tuple[str, ...]:
+    """The streams that a config names, or, where it names none, image and text as far as the backbone has them.
+
+    Args:
+        steps: The layers of the backbone.
+        streams: The config's; None: none.
+
+    Raises:
+        ValueError: If the backbone has none of one of the named streams.
+    """
     known = {kind for step in steps for name in step.streams() for kind in (name, modality(name))}
+    if streams is None:
+        return tuple(name for name in ("image", "text") if name in known)
     unknown = sorted(set(streams) - known)
     if unknown:
         raise ValueError(f"streams holds {unknown}; this backbone has {sorted(known)}")
+    return tuple(streams)
 
 
 def is_chosen(stream: str, streams: Sequence[str]) -> bool:

@@ -24,7 +24,8 @@ class Random(Policy):
     Args:
         steps: The layers of the backbone.
         keep_ratio: Share kept at each chosen step, in (0, 1]. Calibration sets it for a wanted speed-up.
-        streams: Streams that are cut, memories too; ``'image'`` stands for ``'image0'`` and ``'image1'`` as well.
+        streams: Streams that are cut, memories too; ``'image'`` stands for ``'image0'`` and ``'image1'`` as well;
+            None: image and text, those that there are.
         layers: Per stage, the layer indices at which tokens are dropped; stages left out: every layer.
         seed: Changes the draw.
 
@@ -39,7 +40,7 @@ class Random(Policy):
         *,
         steps: Sequence[LayerStep],
         keep_ratio: float = 1.0,
-        streams: Sequence[str] = ("image", "text"),
+        streams: Sequence[str] | None = None,
         layers: Mapping[str, Sequence[int]] | None = None,
         seed: int = 0,
     ) -> None:
@@ -49,7 +50,7 @@ class Random(Policy):
         self.set_knob(1 - keep_ratio)
         self.seed = seed
         self.depth: dict[tuple[str, str], int] = {}
-        check_streams(steps, streams)
+        streams = check_streams(steps, streams)
         chosen = chosen_steps(steps, layers, "layers")
         seen: dict[str, int] = {}
         for number, step in enumerate(steps):

@@ -24,7 +24,8 @@ class SmartTrim(Policy):
         steps: The layers of the backbone.
         token_trimmer: Config of the token trimmer, or None: tokens are not trimmed.
         head_trimmer: Config of the head trimmer, or None: heads are not trimmed.
-        streams: Streams whose tokens are trimmed, memories too; ``'image'`` stands for ``'image0'`` and ``'image1'`` as well.
+        streams: Streams whose tokens are trimmed, memories too; ``'image'`` stands for ``'image0'`` and ``'image1'`` as well;
+            None: image and text, those that there are.
         token_layers: Per stage (``'image'``, ``'text'``, ``'fusion'``), the layer indices with token trimmers; stages left
             out: every layer. An empty list leaves a stage out.
         head_layers: Likewise for head trimmers.
@@ -46,7 +47,7 @@ class SmartTrim(Policy):
         steps: Sequence[LayerStep],
         token_trimmer: Mapping[str, Any] | None = {"type": "TokenTrimmer"},
         head_trimmer: Mapping[str, Any] | None = {"type": "HeadTrimmer"},
-        streams: Sequence[str] = ("image", "text"),
+        streams: Sequence[str] | None = None,
         token_layers: Mapping[str, Sequence[int]] | None = None,
         head_layers: Mapping[str, Sequence[int]] | None = None,
         stable_init: bool = True,
@@ -61,7 +62,7 @@ class SmartTrim(Policy):
             raise ValueError(f"noise is {noise}; expected a number >= 0, 1 samples from the keep probabilities")
         self.temperature, self.noise = temperature, noise
         self.set_knob(threshold)
-        check_streams(steps, streams)
+        streams = check_streams(steps, streams)
         chosen_tokens = chosen_steps(steps, token_layers, "token_layers") if token_trimmer else set()
         chosen_heads = chosen_steps(steps, head_layers, "head_layers") if head_trimmer else set()
         self.token_trimmers, self.head_trimmers = nn.ModuleDict(), nn.ModuleDict()

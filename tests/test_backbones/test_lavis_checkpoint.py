@@ -13,7 +13,7 @@ from smarttrim_mm.testing import backbone_cases, excite, random_inputs
 
 CASES = {name.partition("/")[2]: case for name, case in backbone_cases().items() if name.startswith("LavisBackbone/")}
 BLIP, NLVR, ALBEF = "blip_classification text first", "blip_nlvr shared images", "albef_classification text first"
-ALBEF_VQA = "albef_vqa shared images"
+ALBEF_VQA, CAPTION = "albef_vqa shared images", "blip_caption shared images"
 
 
 def build(name, seed=0, **changes):
@@ -108,6 +108,28 @@ def test_nlvr2_starts_from_a_pretrained_blip(start):
     assert set(found.left_out.values()) == {
         "momentum copy", "contrastive queue", "decoder of another task", "head of another task",
     }  # fmt: skip
+
+
+def test_captions_start_from_a_pretrained_blip(start):
+    """Whose decoder it has; the text encoder and the heads are left out."""
+    public = public_of(CAPTION)
+    text_encoder = {f"text_encoder.{key}": torch.zeros(2) for key in ("embeddings.word_embeddings.weight", "encoder.layer.0.x")}
+    extra = ("itm_head.weight", "vision_proj.bias", "text_proj.weight", "text_decoder_m.cls.predictions.bias", "temp")
+    blip = {**public, **text_encoder, **{key: torch.zeros(2) for key in (*extra, "image_queue", "text_queue", "queue_ptr")}}
+    backbone = start(CAPTION, blip)
+    assert_loaded(backbone, public)
+    found = convert_public(blip, backbone.host)
+    assert {found.left_out[key] for key in text_encoder} == {"text encoder, which the model has not"}
+    assert set(found.left_out.values()) - {found.left_out[key] for key in text_encoder} == {
+        "momentum copy", "contrastive queue", "head of another task",
+    }  # fmt: skip
+
+
+def test_captions_need_a_decoder(start):
+    """A file of BLIP's NLVR2 has none."""
+    public = {key: value for key, value in public_of(CAPTION).items() if not key.startswith("text_decoder")}
+    with pytest.raises(ValueError, match=r"text_decoder\.bert\.embeddings"):
+        start(CAPTION, public)
 
 
 def test_albefs_pretrained_file(start):
@@ -286,7 +308,7 @@ def test_round_trip_through_a_training(start, tmp_path, name):
     model.eval()
     with torch.no_grad():
         ours = model.trace(inputs, policy=model.dense)[0]
-        if "vqa" in name or "qformer" in name:  # LAVIS gives words, or no logits, of its own
+        if any(kind in name for kind in ("vqa", "caption", "qformer")):  # LAVIS gives words, or no logits, of its own
             model.backbone.host = lavis
             theirs = model.host_forward(inputs)
         else:

@@ -23,6 +23,13 @@ def test_long_text_keeps_its_end_token():
     assert WordTokenizer(words=WORDS)("what color is it?", max_length=4).tolist() == [0, 4, 5, 2]
 
 
+def test_ids_become_words_again():
+    """Special tokens go, and so do ids that a larger model may give."""
+    tokenizer = WordTokenizer(words=WORDS)
+    assert tokenizer.decode([0, 4, 5, 3, 8, 2, 1, 1, 9, 120]) == "what color <unk> ?"
+    assert tokenizer.decode([2]) == ""
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -65,6 +72,7 @@ def test_pretrained_bert_from_a_folder(tmp_path):
     tokenizer = PretrainedTokenizer(name_or_path=str(tmp_path))
     assert (tokenizer.pad_id, tokenizer.special_ids) == (0, (2, 3))
     assert tokenizer("Is it", max_length=8).tolist() == [2, 5, 6, 3]
+    assert tokenizer.decode([2, 6, 5, 1, 6, 3, 0, 0, 30_522]) == "it is it"
 
 
 def test_pretrained_absent_fails_at_once_and_says_what_to_do():

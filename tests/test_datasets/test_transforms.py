@@ -84,3 +84,18 @@ def test_truncated_images_are_errors_wherever_pillow_was_told_otherwise(tmp_path
     with pytest.raises(ValueError, match=r"half\.jpg"):
         TRANSFORMS.build({"type": "LoadImage", "imdecode_backend": "pillow"})({"img_path": str(path)})
     assert ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A Man (in red) rides a horse!!", "a man in red rides a horse"),
+        ("two  dogs;\n one cat.  ", "two dogs one cat"),
+        ('the dog\'s black-and-white, "fast" #1 ~ friend: who?', "the dog's black-and-white, fast 1 friend who?"),
+        (" ".join(["w"] * 60), " ".join(["w"] * 50)),
+        ("...", ""),
+    ],
+)
+def test_captions_are_cleaned_as_in_blip(text, expected):
+    step = TRANSFORMS.build({"type": "CleanCaptions"})
+    assert step.transform({"gt_answers": [[text, "A b"], [text]]})["gt_answers"] == [[expected, "a b"], [expected]]

@@ -1,10 +1,23 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from smarttrim_mm.engine import benchmark as tool
-from smarttrim_mm.engine.benchmark import HOST, PACKED, benchmark, draw_pairs, table
+from smarttrim_mm.engine.benchmark import HOST, HOST_SDPA, PACKED, benchmark, draw_pairs, table
+from smarttrim_mm.registry import MODELS
+from smarttrim_mm.testing import backbone_cases, excite, random_inputs
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "lavis_blip"
+SMALL_NLVR2 = """
+_base_ = {base!r}
+model = dict(backbone=dict(
+    vision=dict(img_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=4),
+    text=dict(vocab_size=120, hidden_size=32, num_attention_heads=4, intermediate_size=48, num_hidden_layers=7),
+))
+"""
+SMALL_VQA = SMALL_NLVR2.replace("num_hidden_layers=7", "num_hidden_layers=2")
 
 
 def test_result_holds_the_compute_of_the_timed_pairs(small_model, batches):
@@ -33,6 +46,89 @@ def test_result_holds_the_compute_of_the_timed_pairs(small_model, batches):
 def test_dense_policy_is_not_timed_twice(small_model, batches):
     model = small_model({"type": "Dense"})
     assert list(benchmark(model, iter(batches(model)), warmup=1)["contenders"]) == [HOST, PACKED]
+
+
+def test_both_baselines_of_a_host_with_attention_of_its_own():
+    backbone = {**backbone_cases()["LavisBackbone/blip_vqa text first"], "num_candidates": 3}  # of 5 answers
+    model = MODELS.build({"type": "TrimmedVLM", "backbone": backbone, "policy": {"type": "SmartTrim", "stable_init": False}})
+    excite(model.eval())
+    data = [random_inputs(model.backbone.input_format, [9, 6], seed=seed) for seed in range(4)]
+    result = benchmark(model, iter(data), warmup=1)
+    rows = result["contenders"]
+    assert list(rows) == [HOST, HOST_SDPA, PACKED, "SmartTrim"]
+    assert result["sdpa_baseline"] == HOST_SDPA
+    assert rows[HOST_SDPA]["speedup_over_sdpa"] == rows[HOST]["speedup"] == {"median": 1.0, "q1": 1.0, "q3": 1.0}
+    assert rows[HOST_SDPA]["executed_multiply_adds"] is None
+    assert rows[HOST_SDPA]["decided_multiply_adds"] == rows[HOST]["decided_multiply_adds"]
+    dense = result["dense_multiply_adds"]
+    assert rows["SmartTrim"]["dense_over_decided"] == pytest.approx(dense / rows["SmartTrim"]["decided_multiply_adds"])
+    assert 0 <= result["largest_logit_difference_of_dense_forwards"] < 1e-3  # of the candidates
+
+
+def test_one_baseline_where_the_host_has_the_same_attention_or_says_nothing(small_model, batches, monkeypatch):
+    model = small_model({"type": "Dense"})
+    result = benchmark(model, iter(batches(model)), warmup=1)
+    assert result["sdpa_baseline"] == HOST
+    assert result["contenders"][PACKED]["speedup_over_sdpa"] == result["contenders"][PACKED]["speedup"]
+    assert "over SDPA" not in table("batch 8", result)
+    monkeypatch.setattr(type(model.backbone), "host_uses_sdpa", False)
+    result = benchmark(model, iter(batches(model)), warmup=1)
+    assert result["sdpa_baseline"] is None
+    assert result["contenders"][PACKED]["speedup_over_sdpa"] is None
+
+
+def test_policies_are_timed_in_place_of_the_models_own(small_model, batches):
+    model = small_model({"type": "SmartTrim"})
+    rows = benchmark(model, iter(batches(model)), warmup=1, policies={"other": model.dense})["contenders"]
+    assert list(rows) == [HOST, PACKED, "other"]
+    assert rows["other"]["dense_over_decided"] == pytest.approx(1)
+
+
+@pytest.fixture
+def native(tmp_path):
+    """A config of a task, at a small size; its data are not there."""
+
+    def write(name: str, text: str) -> str:
+        path = tmp_path / f"{name}.py"
+        path.write_text(text.format(base=str(CONFIGS / f"{name}.py")))
+        return str(path)
+
+    return write
+
+
+def test_tool_reaches_speedups_without_data_or_weights(native, tmp_path, capsys):
+    config, out = native("blip_nlvr2_smarttrim-2x", SMALL_NLVR2), tmp_path / "benchmark.json"
+    arguments = [config, "--speedups", "1.1", "1.25", "--text-length", "8", "--batch-sizes", "1", "3", "--rounds", "3"]
+    content = tool.main([*arguments, "--warmup", "1", "--out", str(out)])
+    assert json.loads(out.read_text()) == content
+    assert (content["random_inputs"], content["text_length"], content["speedups"]) == (True, 8, [1.1, 1.25])
+    assert (content["checkpoint"], content["spread"], content["policy"]) == (None, 0.1, "SmartTrim")
+    for result, size in zip(content["results"], (1, 3), strict=True):
+        rows = result["contenders"]
+        assert list(rows) == [HOST, HOST_SDPA, PACKED, "SmartTrim at 1.1x", "SmartTrim at 1.25x"]
+        assert (result["batch_size"], result["rounds"], result["pairs"]) == (size, 3, 3 * size)
+        assert rows["SmartTrim at 1.1x"]["dense_over_decided"] == pytest.approx(1.1, rel=0.02)
+        assert rows["SmartTrim at 1.25x"]["dense_over_decided"] == pytest.approx(1.25, rel=0.02)
+    printed = capsys.readouterr().out
+    assert "over SDPA" in printed and HOST_SDPA in printed
+    assert "what is kept is imposed: SmartTrim decides live and is overruled" in printed
+
+
+def test_tool_makes_up_answers(native):
+    config = native("blip_vqav2_smarttrim-2x", SMALL_VQA)
+    arguments = [config, "--random-inputs", "--answers", "9", "--batch-sizes", "2", "--rounds", "1", "--warmup", "0"]
+    content = tool.main([*arguments, "--cfg-options", "model.backbone.num_candidates=4"])
+    (result,) = content["results"]
+    assert list(result["contenders"]) == [HOST, HOST_SDPA, PACKED, "SmartTrim"]
+    assert (content["answers"], content["speedups"], content["spread"]) == (9, None, None)
+    assert 0 <= result["largest_logit_difference_of_dense_forwards"] < 1e-3
+
+
+def test_tool_says_what_can_be_reached(native, capsys):
+    config = native("blip_nlvr2_smarttrim-2x", SMALL_NLVR2)
+    with pytest.raises(ValueError, match=r"speedup is 90, but SmartTrim reaches at most \d+\.\d+ here"):
+        tool.main([config, "--speedups", "1.1", "90", "--rounds", "1"])
+    assert "host dense" not in capsys.readouterr().out  # nothing is timed first
 
 
 def test_pairs_are_unshared_new_and_drawn_by_the_seed(small_config):
@@ -98,6 +194,16 @@ def test_table_shows_every_contender():
         (["--batch-sizes", "1", "-2"], "--batch-sizes is -2"),
         (["--threads", "0"], "--threads is 0"),
         (["--split", "dev"], "split is 'dev'"),
+        (["--warmup", "-1"], "--warmup is -1"),
+        (["--speedups", "0.5"], r"--speedups is 0\.5"),
+        (["--speedups", "2", "--spread", "0.7"], r"spread is 0\.7"),
+        (["--speedups", "2"], r"Dense reaches at most 1\.00"),
+        (["--spread", "0.2"], r"--spread is 0\.2 without --speedups"),
+        (["--text-length", "9"], "--text-length is 9 without --random-inputs"),
+        (["--random-inputs", "--text-length", "1"], "text length is 1"),
+        (["--answers", "9"], "--answers is 9 without --random-inputs"),
+        (["--random-inputs", "--answers", "9"], r"model\.backbone\.answers is not set"),
+        (["some.pth", "--random-inputs"], "checkpoint is 'some.pth', and the inputs are to be random"),
     ],
 )
 def test_wrong_numbers_are_refused(small_config, option, message):

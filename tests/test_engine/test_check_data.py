@@ -1,11 +1,12 @@
 from pathlib import Path
 
 import pytest
-from official_files import VQA_CLASSES, edit_json, write_vqav2
+from official_files import VQA_CLASSES, edit_json, write_coco_captions, write_vqav2
 
 from smarttrim_mm.engine.check_data import main
 
 EASY_VQA = Path(__file__).parents[2] / "configs/_base_/datasets/easy_vqa.py"
+CAPTIONS = EASY_VQA.with_name("blip_coco_caption.py")
 PUBLISHED = {"train": (3, 4), "val": (1, 2), "test-dev": (1, 2)}
 QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
 
@@ -74,6 +75,17 @@ def test_only_so_many_images_are_opened(config, capsys):
 def test_easy_vqa_can_be_checked(capsys):
     assert check(EASY_VQA, "--num-images", "3") == 0
     assert "used: 400 items, 3,812 questions, 400 image files" in capsys.readouterr().out
+
+
+def test_captions_can_be_checked(tmp_path, capsys):
+    root = write_coco_captions(tmp_path / "coco")
+    (root / "val2014/COCO_val2014_000000000042.jpg").unlink()
+    changes = [f"{split}_dataloader.dataset.data_root={root}" for split in ("train", "val", "test")]
+    assert check(CAPTIONS, "--cfg-options", *changes) == 1
+    train, val, test = capsys.readouterr().out.split(": type='COCOKarpathyCaption'")[1:]
+    assert "used: 4 items, 4 questions, 2 image files" in train
+    assert "2 images were read, but 113,287 are published" in train and "4 questions were read, but 566,747" in train
+    assert "0042.jpg: no such image" in val and "2 images were read, but 5,000" in test
 
 
 def test_what_cannot_be_checked(config, tmp_path, capsys):

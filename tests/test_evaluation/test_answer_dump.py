@@ -45,3 +45,14 @@ def test_the_ten_best_texts_of_an_image():
     metric.process(None, [{"image_id": 7, "scores": scores, "caption_ids": [30, 31, 32]}])
     metric.evaluate(1)
     assert metric.answers == [{"image_id": 7, "text_ids": [31, 30, 32], "scores": [3.0, 0.5, -1.0]}]
+
+
+def test_captions():
+    metric = AnswerDump()
+    fields = {"pred_caption": "a cat", "question_ids": torch.tensor([7]), "questions": ["a picture of"]}
+    known = {"gt_answers": [["A cat.", "cats"]], "trim": {"multiply_adds": torch.ones(1)}}
+    metric.process(None, [{**fields, "image_id": 7, **known}])
+    metric.process(None, [{**fields, "image_id": 8}])
+    metric.evaluate(2)
+    first = {"image_id": 7, "predicted_answer": "a cat", "references": ["A cat.", "cats"], "multiply_adds": 1.0}
+    assert metric.answers == [first, {"image_id": 8, "predicted_answer": "a cat"}]

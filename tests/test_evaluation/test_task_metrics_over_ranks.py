@@ -6,6 +6,7 @@ import torch
 from torch.distributed import destroy_process_group, init_process_group
 from torch.multiprocessing import spawn
 
+from smarttrim_mm.evaluation.caption_scores import CaptionScores
 from smarttrim_mm.evaluation.class_accuracy import ClassAccuracy
 from smarttrim_mm.evaluation.nlvr2_accuracy import NLVR2Accuracy
 from smarttrim_mm.evaluation.retrieval_recall import RetrievalRecall
@@ -39,7 +40,12 @@ def evaluate(mine: list[dict], out_file: Path) -> dict[str, float]:
         metric.dataset_meta = {"classes": ("no", "yes")}
         metric.process(None, mine)
         results |= metric.evaluate(3)
-    return results
+    captions = CaptionScores(tokenizer="plain", out_file=str(out_file.with_suffix(".captions")))
+    said = {0: "a dog runs", 1: "two cats", 2: "a dog sits"}
+    for one in mine:
+        image = one["image_id"]
+        captions.process(None, [{"image_id": image, "pred_caption": said[image], "gt_answers": [["A dog.", said[image]]]}])
+    return results | captions.evaluate(3)
 
 
 def _evaluate_as_rank(rank: int, folder: str) -> None:
@@ -59,6 +65,9 @@ def test_two_ranks_report_what_one_would(tmp_path, monkeypatch):
     assert expected["nlvr2/consistency"] == pytest.approx(1 / 3) and expected["retrieval/text_r1"] == pytest.approx(1 / 3)
     for rank in (0, 1):
         assert json.loads((tmp_path / f"rank{rank}.json").read_text()) == pytest.approx(expected)
+    assert expected["caption/bleu_2"] == pytest.approx(1, abs=1e-6)
+    captions = json.loads((tmp_path / "of_two.captions").read_text())
+    assert captions == json.loads((tmp_path / "of_one.captions").read_text()) and len(captions) == 3
     answers = json.loads((tmp_path / "of_two.json").read_text())
     assert answers == json.loads((tmp_path / "of_one.json").read_text())
     assert [answer["question_id"] for answer in answers] == [0, 1, 2, 10, 20, 21]

@@ -46,6 +46,8 @@ def settings(vocabulary) -> Callable:
             "vit_drop_path_rate": 0,
             "trimming": {"policy": {"type": policy} if isinstance(policy, str) else policy, **(trimming or {})},
         }
+        if arch == "blip_caption":
+            own["text"] = {**text, "max_position_embeddings": 32}  # as many as LAVIS's captions may have
         if "vqa" in arch:
             own["decoder"] = {"num_hidden_layers": 2}
         return OmegaConf.merge(OmegaConf.load(path).model, {**own, **changes})
@@ -91,6 +93,23 @@ def lavis_own(settings) -> Callable:
 
 
 @pytest.fixture
+def expand_once(monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Lets a decoder of LAVIS search with beams: transformers repeats what LAVIS has repeated already."""
+
+    def make(decoder: Any) -> None:
+        expand = type(decoder)._expand_inputs_for_generation
+
+        def once(expand_size=1, is_encoder_decoder=False, input_ids=None, **others):
+            read = {name: others.pop(name) for name in list(others) if name.startswith("encoder_")}
+            ids, others = expand(expand_size, is_encoder_decoder, input_ids, **others)
+            return ids, {**others, **read}
+
+        monkeypatch.setattr(decoder, "_expand_inputs_for_generation", once)
+
+    return make
+
+
+@pytest.fixture
 def batch() -> Callable:
     """A batch as LAVIS's data sets collate it."""
 
@@ -105,6 +124,8 @@ def batch() -> Callable:
             answers["weight"] = torch.tensor([0.7, 0.3, 1.0, 1.0])[: int(counts.sum())]
         else:
             answers = {"label": torch.tensor([1, 0, 1])[: len(texts)]}
+        if model.arch == "blip_caption":
+            texts = [f"a picture of {text}" for text in texts]
         place = {"epoch": 0, "iters": 0, "num_iters_per_epoch": 4}
         return {**images, "text_input": list(texts), **answers, **place}
 

@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import smarttrim_mm.lavis as plugin
+from smarttrim_mm.evaluation.caption_scores import caption_scores
+from smarttrim_mm.lavis.captioner import scores
 
 COLORS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
 TRIMMING = {
@@ -82,6 +84,25 @@ def data(splits, images, texts):
             "images": {"storage": str(images)},
         },
     }
+
+
+@pytest.fixture
+def captions(tmp_path, images):
+    """Six images with two captions each, in LAVIS's format, and their references in COCO's."""
+    said = {i: [f"a {'red' if i % 2 else 'blue'} image", f"it is {'red' if i % 2 else 'blue'}"] for i in range(6)}
+    for path in list(images.iterdir()):  # LAVIS reads the numbers of images off such names
+        path.rename(path.with_suffix(".jpg"))
+    train = [{"image": f"{i}.jpg", "caption": text, "image_id": f"coco_{i}"} for i, both in said.items() for text in both]
+    rows = [{"image_id": i, "id": 10 * i + n, "caption": text} for i, both in said.items() for n, text in enumerate(both)]
+    files = {
+        "train.json": train,
+        "val.json": [{"image": f"{i}.jpg", "caption": both} for i, both in said.items()],
+        "references.json": {"annotations": rows, "images": [{"id": i} for i in said]},
+    }
+    paths = write(tmp_path, files)
+    sets = data({"train": paths[:1], "val": paths[1:2], "test": paths[1:2]}, images, "blip_caption")
+    sets["text_processor"]["train"]["prompt"] = "a picture of "
+    return {"coco_caption": sets}, {"val": paths[2], "test": paths[2]}
 
 
 @pytest.fixture
@@ -186,3 +207,63 @@ def test_a_training_can_be_resumed(run, nlvr):
     assert second.start_epoch == 1
     assert (second.output_dir / "checkpoint_1.pth").is_file() and not (second.output_dir / "checkpoint_0.pth").exists()
     assert second.model.policy.progress == 1.0
+
+
+WRITE = {"num_beams": 2, "max_len": 12, "min_len": 5, "caption_tokenizer": "plain"}
+
+
+def test_captions(run, captions, lavis_own):
+    datasets, references = captions
+    runner = run("blip_caption", datasets, "smarttrim_captioning", "captions", ground_truth=references, **WRITE)
+    before = {name: value.clone() for name, value in runner.model.state_dict().items()}
+    runner.train()
+    validated = [line for line in logged(runner) if "val_CIDEr" in line]
+    assert [line["val_samples"] for line in validated] == [6, 6] and validated[0]["val_multiply_adds"] > 0
+    assert validated[0]["val_agg_metrics"] == pytest.approx(validated[0]["val_CIDEr"] + validated[0]["val_Bleu_4"])
+    moved = {name for name, value in runner.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.partition(".")[0] for name in moved} == {"visual_encoder", "text_decoder", "policy"}
+    found = json.loads((runner.output_dir / "result" / "test_epochbest.json").read_text())
+    assert sorted(each["image_id"] for each in found) == list(range(6))
+    saved = str(runner.output_dir / "checkpoint_best.pth")
+    model = {"load_finetuned": True, "finetuned": saved}
+    again = run(
+        "blip_caption", datasets, "smarttrim_captioning", "again", model=model, evaluate=True, ground_truth=references, **WRITE
+    )
+    metrics = again.evaluate(skip_reload=True)["test"]
+    assert metrics["agg_metrics"] == pytest.approx(max(line["val_agg_metrics"] for line in validated))
+    expected = caption_scores(
+        {each["image_id"]: each["caption"] for each in found},
+        {i: [f"a {color} image", f"it is {color}"] for i, color in enumerate(["blue", "red"] * 3)},
+        "plain",
+    )
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+    weights = {name: value for name, value in torch.load(saved)["model"].items() if not name.startswith("policy.")}
+    missing, unexpected = lavis_own(again.model).load_state_dict(weights, strict=False)
+    assert not missing and not unexpected
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"ground_truth": {"val": "references.json"}}, ValueError, r"run.ground_truth is .* and has no 'test'"),
+        ({}, ValueError, r"run.ground_truth is {} and has no 'val'; name the file .* coco_karpathy_val_gt.json"),
+        ({"ground_truth": {"val": "no/file", "test": "no/file"}}, FileNotFoundError, "run.ground_truth.val is 'no/file'"),
+        ({"caption_tokenizer": "moses"}, ValueError, "tokenizer='moses': expected one of 'ptb', 'plain'"),
+    ],
+    ids=["one split", "none", "missing", "tokenizer"],
+)
+def test_captions_are_refused_before_they_are_written(run, captions, monkeypatch, tmp_path, changes, error, message):
+    datasets, _ = captions
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        run("blip_caption", datasets, "smarttrim_captioning", "refused", **{**WRITE, **changes})
+
+
+def test_references_in_another_format(tmp_path):
+    (tmp_path / "results.json").write_text('[{"image_id": 1, "caption": "a cat"}]')
+    (tmp_path / "references.json").write_text('[{"image_id": 1}]')
+    with pytest.raises(ValueError, match=r"references.json is no file of references in COCO's format"):
+        scores(str(tmp_path / "results.json"), str(tmp_path / "references.json"), "plain")
+    (tmp_path / "references.json").write_text('{"annotations": [{"image_id": 2, "caption": "a dog"}]}')
+    with pytest.raises(ValueError, match=r"captions of 1 images .* and 2 are only in one of them, such as \[1, 2\]"):
+        scores(str(tmp_path / "results.json"), str(tmp_path / "references.json"), "plain")

@@ -133,6 +133,29 @@ def test_a_plan_by_hand(encoder_layer, stream):
     assert second.heads == {"words.self": 2.0}
 
 
+def test_a_plan_that_differs_by_instance_and_step(encoder_layer, stream):
+    first, second = encoder_layer(True)[1], replace(encoder_layer(True)[1], name="text.1")
+    execution = Execution(Counts(steps=[]), sample_ids=IDS, kind="packed")
+    words = execution.run([first, second], {"words": execution.start(stream)})["words"]
+    execution.linear(100, "words", words, name="text.after")
+
+    class Cuts:
+        def tokens(self, step, stream, layout):
+            assert stream == "words" and torch.equal(layout.ids, IDS)
+            return torch.tensor({"text.0": [4.0, 3.0], "text.1": [2.0, 1.0]}[step.name])
+
+        def heads(self, step, view, ids):
+            assert view.name == "words.self" and torch.equal(ids, IDS)
+            return torch.tensor([1.0, 4.0])
+
+    plan = execution.record.plan(Counts(steps=[]), Cuts())
+    for planned, kept in zip(plan[:2], ([4.0, 3.0], [2.0, 1.0]), strict=True):
+        n, share = torch.tensor(kept), torch.tensor([0.25, 1.0])
+        assert torch.equal(planned.own, share * (4 * n * 256 + 2 * n**2 * 16) + n * 2 * 16 * 24)
+    assert plan[2].own.tolist() == [200, 100]
+    assert [planned.policy.tolist() for planned in plan] == [[60, 40], [40, 30], [0, 0]]  # scored before each cut
+
+
 def test_decided_compute_is_differentiable(encoder_layer, fixed, stream):
     _, step = encoder_layer(True)
     keep = torch.ones(2, 6, requires_grad=True)

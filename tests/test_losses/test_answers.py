@@ -45,3 +45,18 @@ def test_generation_weighs_texts_and_sums_their_tokens():
     whole = -logits.log_softmax(1).mean(1)
     each = 0.7 * each + 0.3 * whole
     torch.testing.assert_close(smooth, 0.75 * (each[0] + each[1]) + 0.5 * each[2])
+
+
+def test_generation_per_token():
+    """As LAVIS's captioner: the mean over the tokens of the batch, whatever their captions' lengths."""
+    texts = TextTargets(
+        input_ids=torch.tensor([[0, 1, 2], [0, 2, 9]]),
+        mask=torch.tensor([[True, True, True], [True, True, False]]),
+        weights=torch.ones(2),
+        sample=torch.tensor([0, 1]),
+        samples=2,
+    )
+    logits = torch.tensor([[0.0, 3, 0], [0, 0, 1], [2, 0, 0]])
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor([1, 2, 2]), label_smoothing=0.1)
+    torch.testing.assert_close(AnswerGeneration(per_token=True)(logits, texts), expected)
+    torch.testing.assert_close(AnswerGeneration()(logits, texts), expected * 3 / 2)

@@ -1,6 +1,7 @@
 """``tools/convert_lavis.py`` in this process."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,6 +49,24 @@ def test_there_and_back(config, public, tmp_path, capsys):
     expected = backbone.host.state_dict()
     assert weights.keys() == expected.keys() and all(torch.equal(weights[key], expected[key]) for key in expected)
     assert capsys.readouterr().out == f"{len(expected)} tensors written to {theirs}\n"
+
+
+def test_a_captioner_there_and_back(tmp_path):
+    case = LavisBackbone.small_configs()["blip_caption shared images"]
+    config, source, ours, theirs = (str(tmp_path / name) for name in ("caption.py", "public.pth", "ours.pth", "theirs.pth"))
+    Path(config).write_text(f"model = dict(type='TrimmedVLM', backbone={case!r}, policy=dict(type='Dense'))\n")
+    backbone = MODELS.build(case).eval()
+    excite(backbone)
+    expected = backbone.host.state_dict()
+    torch.save({"model": expected}, source)
+    lavis_conversion.main(["import", config, source, ours])
+    model = build_model(read_config(config), ours)
+    inputs = random_inputs(model.backbone.input_format, [5, 3])
+    with torch.no_grad():
+        torch.testing.assert_close(model(inputs), backbone.host_forward(inputs))
+    lavis_conversion.main(["export", ours, theirs])
+    weights = load_checkpoint_file(theirs)["model"]
+    assert weights.keys() == expected.keys() and all(torch.equal(weights[key], expected[key]) for key in expected)
 
 
 def test_the_trimmers_stay_behind(config, tmp_path):

@@ -23,10 +23,12 @@ TASKS = {
     "nlvr2": (official_files.write_nlvr2, "nlvr2", "nlvr2/consistency"),
     "snli-ve": (official_files.write_snli_ve, "snli_ve", "class/accuracy"),
     "vqav2": (official_files.write_vqav2, "vqav2", None),
+    "coco-caption": (official_files.write_coco_captions, "coco", "caption/bleu_1"),
     "easy-vqa": (None, None, "vqa/accuracy"),  # comes with its package
 }
 SIZES = {
     "blip_nlvr": small(7, vision={"img_size": 32}),  # with a layer that merges NLVR2's attentions
+    "blip_caption": small(2, vision={"img_size": 32}),
     "blip_vqa": small(2, vision={"img_size": 32}),  # of which 3x leaves enough
     "albef_nlvr": small(5, text={"fusion_layer": 1}),
     "albef_classification": small(3, text={"fusion_layer": 1}),
@@ -78,6 +80,9 @@ def small_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
             for step in [*loader.dataset.pipeline, *loader.dataset.pipeline[0].get("transforms", [])]:
                 if "scale" in step:
                     step.scale = size if step.type.endswith("RandomResizedCrop") else (size, size)
+        for metric in [*cfg.val_evaluator, *cfg.test_evaluator]:
+            if metric.type == "CaptionScores":
+                metric.tokenizer = "plain"  # which needs no Java
         cfg.train_cfg.update(max_iters=4, val_interval=4)
         for schedule in cfg.param_scheduler:
             schedule.setdefault("end", 10_000)
@@ -92,7 +97,7 @@ def small_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
 def test_every_task_has_its_configs():
     speeds = {"dense", *(f"smarttrim-{speed}x" for speed in ("1.5", "2", "2.5", "3"))}
-    tasks = ("blip_nlvr2", "blip_vqav2", "albef_nlvr2", "albef_snli-ve", "albef_vqav2")
+    tasks = ("blip_nlvr2", "blip_vqav2", "blip_coco-caption", "albef_nlvr2", "albef_snli-ve", "albef_vqav2")
     assert {path.stem for path in CONFIGS} >= {f"{task}_{speed}" for task in tasks for speed in speeds}
 
 

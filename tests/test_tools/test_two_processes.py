@@ -14,6 +14,7 @@ import torch
 from smarttrim_mm import cli
 
 ROOT = Path(__file__).parents[2]
+LAVIS = "../lavis_blip/blip-small_easy-vqa-single_smarttrim-2x.py"
 HOOK = """
 custom_imports = dict(imports=["rank_weights"])
 custom_hooks = [dict(type="CurriculumHook", end=0.5), dict(type="RankWeightsHook")]
@@ -43,10 +44,10 @@ def rank_states(work_dir: Path) -> list[dict]:
     return [torch.load(work_dir / f"rank_{rank}.weights", weights_only=True) for rank in range(2)]
 
 
-@pytest.fixture(scope="module")
-def runs(small_config, tmp_path_factory) -> tuple[str, Path, Path]:
+@pytest.fixture(scope="module", params=["quickstart_smarttrim.py", LAVIS], ids=["METER", "LAVIS"])
+def runs(request, small_config, tmp_path_factory) -> tuple[str, Path, Path]:
     """A config, the work dir of a training by two processes, and that of one that was stopped and resumed."""
-    config = small_config(HOOK)
+    config = small_config(HOOK, base=request.param)
     straight, resumed = tmp_path_factory.mktemp("straight"), tmp_path_factory.mktemp("resumed")
     run("dist_train.sh", config, "2", "--work-dir", str(straight))
     for name in ("iter_2.pth", "run.json"):

@@ -89,6 +89,18 @@ class PaddedLayout:
         keep = keep.to(self.gate.dtype).masked_fill(self.protected, 1.0)
         return x, replace(self, gate=self.gate * keep, whole=False)
 
+    def split(self, x: Tensor, count: int) -> tuple[tuple[Tensor, PaddedLayout], tuple[Tensor, PaddedLayout]]:
+        """The first tokens of every instance, and the others."""
+        return self._columns(x, slice(count)), self._columns(x, slice(count, None))
+
+    def join(self, first: Tensor, others: Tensor) -> Tensor:
+        """Puts together what :meth:`split` gave: [B, N, D]."""
+        return torch.cat([first, others], 1)
+
+    def _columns(self, x: Tensor, columns: slice) -> tuple[Tensor, PaddedLayout]:
+        valid, gate, protected = (grid[:, columns] for grid in (self.valid, self.gate, self.protected))
+        return x[:, columns], replace(self, valid=valid, gate=gate, protected=protected)
+
     def expand(self, x: Tensor, index: Tensor, ids: Tensor) -> tuple[Tensor, PaddedLayout]:
         """Row ``b`` of the result is row ``index[b]``."""
         rows = (self.valid[index], self.gate[index], self.protected[index])
@@ -177,6 +189,26 @@ class PackedLayout:
         rows = ((keep > 0) | self.protected).nonzero().squeeze(1)
         return x.index_select(0, rows), self._take(rows, self.instance.index_select(0, rows), self.batch_size)
 
+    def split(self, x: Tensor, count: int) -> tuple[tuple[Tensor, PackedLayout], tuple[Tensor, PackedLayout]]:
+        """The first tokens of every instance, all of them kept, and the others."""
+        begins = count * torch.arange(len(self.cu_seqlens), dtype=torch.int32, device=x.device)
+        rows, rest = self._first_before_others(count).split([count * self.batch_size, len(x) - count * self.batch_size])
+        left = tuple(length - count for length in self.lengths)
+        first = self._at(rows, self.instance.index_select(0, rows), (count,) * self.batch_size, begins)
+        others = self._at(rest, self.instance.index_select(0, rest), left, self.cu_seqlens - begins)
+        return (x.index_select(0, rows), first), (x.index_select(0, rest), others)
+
+    def join(self, first: Tensor, others: Tensor) -> Tensor:
+        """Puts together what :meth:`split` gave: [S, D]."""
+        order = self._first_before_others(len(first) // self.batch_size)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)
+        return torch.cat([first, others]).index_select(0, place)
+
+    def _first_before_others(self, count: int) -> Tensor:
+        """Rows of the first tokens of all instances, then of the others, long [S]; no length is read back from the device."""
+        return (self.source >= count).to(torch.uint8).argsort(stable=True)
+
     def expand(self, x: Tensor, index: Tensor, ids: Tensor) -> tuple[Tensor, PackedLayout]:
         """Instance ``b`` of the result is instance ``index[b]``."""
         lengths = self.cu_seqlens.diff().index_select(0, index)
@@ -187,7 +219,7 @@ class PackedLayout:
         return x.index_select(0, rows), replace(layout, ids=ids, real=self.real[index])
 
     @classmethod
-    def join(cls, layouts: Sequence[PackedLayout]) -> PackedLayout:
+    def concatenate(cls, layouts: Sequence[PackedLayout]) -> PackedLayout:
         """The instances of several layouts of one kind of stream, one after the other."""
         before = list(accumulate((layout.batch_size for layout in layouts[:-1]), initial=0))
         instance = torch.cat([layout.instance + begin for layout, begin in zip(layouts, before, strict=True)])
@@ -205,7 +237,9 @@ class PackedLayout:
         )
 
     def _take(self, rows: Tensor, instance: Tensor, batch_size: int) -> PackedLayout:
-        lengths, cu_seqlens = _lengths(instance, batch_size)
+        return self._at(rows, instance, *_lengths(instance, batch_size))
+
+    def _at(self, rows: Tensor, instance: Tensor, lengths: tuple[int, ...], cu_seqlens: Tensor) -> PackedLayout:
         return replace(
             self,
             lengths=lengths,
@@ -328,6 +362,11 @@ class TokenStream:
     def select(self, keep: Tensor) -> TokenStream:
         """Drops what is not kept (bool, or float in {0, 1}); protected tokens stay, dropped ones stay dropped."""
         return TokenStream(*self.layout.select(self.x, keep))
+
+    def split(self, count: int) -> tuple[TokenStream, TokenStream]:
+        """The first ``count`` tokens of every instance, which must be protected, and the others."""
+        first, others = self.layout.split(self.x, count)
+        return TokenStream(*first), TokenStream(*others)
 
     def with_ids(self, ids: Tensor) -> TokenStream:
         """The same tokens under other identities, long [B]."""

@@ -24,6 +24,7 @@ from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.layers.bert_views import bert_view
 from smarttrim_mm.layers.execution import Execution
 from smarttrim_mm.layers.views import LayerStep
+from smarttrim_mm.models.conversion import Conversion
 from smarttrim_mm.pairs import PairLogits
 from smarttrim_mm.registry import LAVIS_ARCHS, MODELS
 from smarttrim_mm.structures import TokenStream
@@ -67,6 +68,7 @@ class LavisBackbone(nn.Module):
     """
 
     host: Any  # LAVIS has no types
+    lavis_name: str | None = None  # of the model in LAVIS's registry, where ``arch`` is another
     images_per_text = 1
     has_memory = False  # whether momentum copies run, and fill a queue
     encodes = False  # whether [ENC] takes the place of [CLS] in the multi-modal encoder
@@ -163,8 +165,12 @@ class LavisBackbone(nn.Module):
     def init_weights(self) -> None:
         """Loads ``checkpoint``; the Runner calls this before a training, ahead of ``load_from`` and ``resume``."""
         if self.checkpoint is not None:
-            found = load_public(self.host, self.checkpoint)
+            found = self.load(self.checkpoint)
             print_log(f"{self.arch} starts from {self.checkpoint}:\n{found.table()}", logger="current")
+
+    def load(self, path: str) -> Conversion:
+        """Loads a public checkpoint, see :func:`~smarttrim_mm.backbones.lavis_checkpoint.load_public`."""
+        return load_public(self.host, path)
 
     @property
     def input_format(self) -> dict[str, int]:
@@ -342,7 +348,7 @@ class LavisBackbone(nn.Module):
         decoder: Mapping[str, Any],
         options: Mapping[str, Any],
     ) -> Any:
-        host_class = import_lavis("lavis").registry.get_model_class(arch)
+        host_class = self.lavis_class(arch)
         types = host_class.PRETRAINED_MODEL_CONFIG_DICT
         if model_type is not None and model_type not in types:
             raise ValueError(f"model_type is {model_type!r}; LAVIS's {arch} has {', '.join(map(repr, types))}")
@@ -357,6 +363,11 @@ class LavisBackbone(nn.Module):
         """What stands for the tokenizer in a model that LAVIS's constructor makes of these arguments."""
         config = arguments.get("text_encoder", arguments.get("text_decoder")).config
         return GivenTokens(config.vocab_size, config.pad_token_id)
+
+    @classmethod
+    def lavis_class(cls, arch: str) -> Any:
+        """LAVIS's class of an architecture of this kind."""
+        return import_lavis("lavis").registry.get_model_class(cls.lavis_name or arch)
 
     @classmethod
     def host_arguments(

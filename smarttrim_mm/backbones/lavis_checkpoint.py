@@ -15,6 +15,11 @@ from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file
 
 PREFIX = "backbone.host."
 _ADVICE = "Use the arch and the sizes that it was trained with (model.backbone: arch, model_type, vision, text)."
+_NO_VISION = (
+    " The file has no image encoder, as LAVIS saves no frozen one: set vision_checkpoint to that encoder's file, which LAVIS "
+    "downloads (eva_vit_g.pth, clip_vit_L.pth)."
+)
+_VISION = "visual_encoder."
 _OTHER_HEAD = "head of another task"
 _OTHER_DECODER = "decoder of another task"
 _LAYER = r"bert\.encoder\.layer\.(\d+)\.(.+)"
@@ -27,10 +32,11 @@ _UNUSED = {
     r"text_decoder\..+": _OTHER_DECODER,
     r"(cls_head|itm_head|ta_head|vision_proj|text_proj)\..+|text_encoder\.cls\..+": _OTHER_HEAD,
     r"text_encoder\.(bert\.)?pooler\..+": "BERT's pooler",
+    r"vision_checkpoint\..+": "part of the image encoder's file that LAVIS leaves out",
 }
 
 
-def load_public(host: Any, path: str) -> Conversion:
+def load_public(host: Any, path: str, *, vision: str | None = None) -> Conversion:
     """Loads a public checkpoint into a LAVIS model, all or nothing; what the file lacks stays as it is.
 
     Position tables are resized by LAVIS's own ``interpolate_pos_embed``. A classification head may be new. NLVR2's twin
@@ -41,6 +47,7 @@ def load_public(host: Any, path: str) -> Conversion:
     Args:
         host: The LAVIS model.
         path: The file: ``{'model': state dict}``, or a state dict.
+        vision: The file of the image encoder, for what the first has not: LAVIS saves no frozen one.
 
     Returns:
         What became of every key.
@@ -53,6 +60,8 @@ def load_public(host: Any, path: str) -> Conversion:
     public = content.get("model", content.get("state_dict", content))
     if any(key.startswith("backbone.") for key in public):
         raise ValueError(f"{path} is a checkpoint of this package (keys 'backbone.*'); start from it with load_from={path}")
+    if vision is not None:
+        public = with_vision(public, vision, host)
     found = convert_public(public, host)
     take(found, host)
     return found
@@ -96,6 +105,7 @@ def convert_public(public: Mapping[str, Tensor], host: Any) -> Conversion:
         found.left_out.pop(source, None)
         found.changed[key] = f"from {source.partition('.')[0]}, whose last layers it has"
     _fit_positions(found, host)
+    _fit_clip_positions(found, host)
     head = [key for key in own if re.fullmatch(r"cls_head\..+", key)]
     if any(key in found.weights and found.weights[key].shape != own[key].shape for key in head):
         found.left_out |= dict.fromkeys(head, "head with other answers")
@@ -110,8 +120,26 @@ def convert_public(public: Mapping[str, Tensor], host: Any) -> Conversion:
     found.initialised = [
         key for key in own if key not in found.weights and (_is_momentum(key) or re.fullmatch(new, key) is not None)
     ]
-    refuse(found, own, unexpected, [], "LAVIS checkpoint", _ADVICE)
+    bare = not any(key.startswith(_VISION) for key in public) and any(key.startswith("Qformer.") for key in own)
+    refuse(found, own, unexpected, [], "LAVIS checkpoint", f"{_ADVICE}{_NO_VISION if bare else ''}")
     return found
+
+
+def with_vision(public: Mapping[str, Tensor], path: str, host: Any) -> dict[str, Tensor]:
+    """The keys of a public checkpoint, and those of its image encoder that are in a file of their own.
+
+    Args:
+        public: As in :func:`convert_public`.
+        path: The file: the encoder's state dict, of which LAVIS leaves out the last layers.
+        host: As in :func:`convert_public`.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged or wants to run code.
+    """
+    own = host.visual_encoder.state_dict()
+    weights = load_checkpoint_file(path, mmap=True)
+    return {**{(_VISION if key in own else "vision_checkpoint.") + key: value for key, value in weights.items()}, **public}
 
 
 def plain_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -189,6 +217,20 @@ def _fit_positions(found: Conversion, host: Any) -> None:
         before, after = (isqrt(positions.shape[1] - 1) for positions in (table, resized))
         found.weights[key] = resized
         found.changed[key] = f"resized bicubically from {before} x {before} to {after} x {after} patches, class row kept"
+
+
+def _fit_clip_positions(found: Conversion, host: Any) -> None:
+    from lavis.models.clip_vit import interpolate_pos_embed
+
+    key = f"{_VISION}positional_embedding"
+    table = found.weights.get(key)
+    if table is None or table.dim() != 2 or table.shape == host.visual_encoder.positional_embedding.shape:
+        return
+    resized = {"positional_embedding": table.float()}
+    interpolate_pos_embed(host.visual_encoder, resized)
+    found.weights[key] = resized["positional_embedding"].to(table.dtype)
+    before, after = (isqrt(len(positions) - 1) for positions in (table, found.weights[key]))
+    found.changed[key] = f"resized bicubically from {before} x {before} to {after} x {after} patches, class row kept"
 
 
 def _is_momentum(key: str) -> bool:

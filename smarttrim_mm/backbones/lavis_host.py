@@ -30,11 +30,17 @@ class GivenTokens:
     Args:
         vocab_size: Number of ids. BLIP's tokenizer adds [DEC], which begins what a decoder gives, and then [ENC].
         pad_token_id: Id of the padding.
+        encodes: Whether there is an [ENC]; BLIP-2's tokenizer adds none.
     """
 
-    def __init__(self, vocab_size: int, pad_token_id: int) -> None:
-        self.bos_token_id, self.enc_token_id = vocab_size - 2, vocab_size - 1
-        self.pad_token_id = pad_token_id
+    def __init__(self, vocab_size: int, pad_token_id: int, encodes: bool = True) -> None:
+        self.vocab_size, self.pad_token_id = vocab_size, pad_token_id
+        self.bos_token_id = vocab_size - 1 - encodes
+        if encodes:
+            self.enc_token_id = vocab_size - 1
+
+    def __len__(self) -> int:
+        return self.vocab_size
 
     def __call__(self, text: BatchEncoding, **_: Any) -> BatchEncoding:
         """A copy, as models write into what they get."""

@@ -10,7 +10,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor
 
 from smarttrim_mm.backbones.lavis import LavisBackbone
-from smarttrim_mm.backbones.lavis_checkpoint import PREFIX, lacking, load_public, plain_weights
+from smarttrim_mm.backbones.lavis_checkpoint import PREFIX, lacking, plain_weights
 from smarttrim_mm.registry import MODELS
 from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file, write_atomically
 from smarttrim_mm.utils.config import read_config
@@ -33,7 +33,7 @@ def import_checkpoint(source: str, config: str) -> dict[str, Tensor]:
     backbone = MODELS.build(settings)
     if not isinstance(backbone, LavisBackbone):
         raise TypeError(f"the config's backbone is a {type(backbone).__name__}; expected a LavisBackbone")
-    found = load_public(backbone.host, source)
+    found = backbone.load(source)
     new = lacking(found)
     if new:
         raise ValueError(

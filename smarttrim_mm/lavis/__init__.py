@@ -18,7 +18,7 @@ __all__ = ["Runner", "TrimmedModel"]
 
 LAVIS_ARCHS.import_from_location()
 for _arch, _adapter in LAVIS_ARCHS.module_dict.items():
-    _class = trimmed_class(_arch, _adapter, registry.get_model_class(_arch))
+    _class = trimmed_class(_arch, _adapter, _adapter.lavis_class(_arch))
     if _class is not None:
         _class.__module__ = __name__
         globals()[_class.__name__] = registry.register_model(f"smarttrim_{_arch}")(_class)

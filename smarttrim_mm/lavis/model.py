@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers import BatchEncoding
 
 from smarttrim_mm.backbones.lavis import LavisBackbone
 from smarttrim_mm.backbones.lavis_host import import_lavis
@@ -122,7 +123,6 @@ class TrimmedModel(BaseModel):
         words = self._tokenize(samples["text_input"])
         samples["tokenized_text"] = words
         ids = _identities(samples, len(words.input_ids)).to(self.device)
-        special = torch.tensor([self.tokenizer.cls_token_id, self.tokenizer.sep_token_id], device=self.device)
         pairs = torch.arange(len(ids), device=self.device).repeat_interleave(each)
         return VLMInputs(
             images=torch.stack(images, 1).flatten(0, 1),
@@ -130,7 +130,7 @@ class TrimmedModel(BaseModel):
             image_ids=(ids[:, None] * each + torch.arange(each, device=self.device)).flatten(),
             input_ids=words.input_ids,
             text_mask=words.attention_mask.bool(),
-            special_mask=torch.isin(words.input_ids, special),
+            special_mask=self._special(words.input_ids),
             sample_ids=(ids[:, None] * each + torch.arange(each, device=self.device)).flatten(),
             targets=targets,
             text_index=None if each == 1 else pairs,
@@ -210,8 +210,15 @@ class TrimmedModel(BaseModel):
         for hook in self._schedules:
             hook.apply(self, hook.progress(done, all_of_them))
 
-    def _tokenize(self, texts: str | list[str]) -> Any:
+    def _special(self, input_ids: Tensor) -> Tensor:
+        """True at tokens that no policy may drop."""
+        special = torch.tensor([self.tokenizer.cls_token_id, self.tokenizer.sep_token_id], device=input_ids.device)
+        return torch.isin(input_ids, special)
+
+    def _tokenize(self, texts: str | list[str] | BatchEncoding) -> Any:
         """Texts as LAVIS's own forward tokenizes them; NLVR2's of BLIP are not cut."""
+        if isinstance(texts, BatchEncoding):
+            return texts
         cut = {"truncation": True, "max_length": self.max_txt_len} if hasattr(self, "max_txt_len") else {}
         texts = [texts] if isinstance(texts, str) else texts
         return self.tokenizer(texts, padding=self.padding, return_tensors="pt", **cut).to(self.device)
@@ -238,7 +245,7 @@ def trimmed_class(arch: str, adapter: type[LavisBackbone], host_class: Any) -> t
     methods = next((_METHODS[kind] for kind in adapter.__mro__ if kind in _METHODS), None)
     if methods is None:
         return None
-    family = arch.partition("_")[0]
+    family = arch.partition("_")[0].rstrip("2")  # BLIP-2's outputs are BLIP's
     outputs = import_lavis(f"lavis.models.{family}_models.{family}_outputs")
     own = {
         "__doc__": f"LAVIS's ``{arch}``, trimmed.",

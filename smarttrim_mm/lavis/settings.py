@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import BertTokenizer
 
-from smarttrim_mm.backbones.lavis_checkpoint import convert_public, lacking, take
+from smarttrim_mm.backbones.lavis_checkpoint import convert_public, lacking, take, with_vision
 from smarttrim_mm.backbones.lavis_host import import_lavis
 from smarttrim_mm.hooks.schedule import ScheduleHook
 from smarttrim_mm.lavis.rebound import rebound
@@ -139,17 +139,18 @@ def load_weights(model: Any, cfg: Mapping[str, Any]) -> None:
                 f"model.{kind} is {path}; expected a file on this machine, as nothing is downloaded here. Get the file that "
                 f"LAVIS's config names and set model.{kind} to its path, or set model.load_{kind}: False"
             )
-        load_file(model, path, whole=kind == "finetuned")
+        load_file(model, path, whole=kind == "finetuned", vision=cfg.get("vision_checkpoint"))
         return
 
 
-def load_file(model: Any, path: str | Path, *, whole: bool) -> None:
+def load_file(model: Any, path: str | Path, *, whole: bool, vision: str | None = None) -> None:
     """Loads a public checkpoint, or one of LAVIS's runner with or without a policy, all or nothing.
 
     Args:
         model: The model.
         path: The file: ``{'model': state dict}``, or a state dict.
         whole: Whether everything but the policy must be in it.
+        vision: The file of BLIP-2's image encoder, for what the first has not.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -157,6 +158,8 @@ def load_file(model: Any, path: str | Path, *, whole: bool) -> None:
     """
     content = load_checkpoint_file(path, mmap=True)
     weights = content.get("model", content.get("state_dict", content))
+    if vision is not None:
+        weights = with_vision(weights, vision, model)
     policy = {key: value for key, value in weights.items() if key.startswith(_POLICY)}
     found = convert_public({key: value for key, value in weights.items() if key not in policy}, model)
     new = lacking(found)

@@ -1,6 +1,7 @@
 """Views of BERT layers, under the names that transformers, METER, and LAVIS's BLIP and ALBEF share."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -27,14 +28,46 @@ def bert_view(layer: Any, stream: str, *reads: str) -> LayerView:
         twins = _twins(layer.crossattention, f"{stream}.cross", reads)
         joins = (JoinView(tuple(twin.name for twin in twins), getattr(layer.crossattention.output, "merge_layer", None)),)
         attentions += twins
-    mlp = MlpView(
-        fc1=layer.intermediate.dense,
-        act=layer.intermediate.intermediate_act_fn,
-        fc2=layer.output.dense,
-        norm=layer.output.LayerNorm,
-        dropout=layer.output.dropout.p,
-    )
+    mlp = _mlp(layer.intermediate, layer.output)
     return LayerView(tuple(attentions), mlp, pre_norm=False, owner=layer, joins=joins)
+
+
+def query_view(layer: Any, stream: str, *reads: str) -> LayerView:
+    """The view of a layer of LAVIS's Q-Former on its queries alone, which have an MLP of their own.
+
+    Args:
+        layer: A ``BertLayer`` of the Q-Former.
+        stream: Name of the queries' stream.
+        reads: As in :func:`bert_view`.
+    """
+    return replace(bert_view(layer, stream, *reads), mlp=_mlp(layer.intermediate_query, layer.output_query))
+
+
+def qformer_view(layer: Any, stream: str, queries: int, *reads: str) -> LayerView:
+    """The view of a layer of LAVIS's Q-Former on queries and text, which attend to each other as one stream.
+
+    The queries alone read other streams, and have an MLP of their own.
+
+    Args:
+        layer: A ``BertLayer`` of the Q-Former.
+        stream: Name of the stream.
+        queries: Their number; they come first.
+        reads: As in :func:`bert_view`.
+    """
+    view = bert_view(layer, stream, *reads)
+    attentions = (view.attentions[0], *(replace(cross, first=queries) for cross in view.attentions[1:]))
+    return replace(view, attentions=attentions, first_mlp=_mlp(layer.intermediate_query, layer.output_query, queries))
+
+
+def _mlp(intermediate: Any, output: Any, first: int | None = None) -> MlpView:
+    return MlpView(
+        fc1=intermediate.dense,
+        act=intermediate.intermediate_act_fn,
+        fc2=output.dense,
+        norm=output.LayerNorm,
+        dropout=output.dropout.p,
+        first=first,
+    )
 
 
 def _twins(module: Any, name: str, reads: Sequence[str]) -> list[AttentionView]:

@@ -22,7 +22,7 @@ def attention_multiply_adds(view: AttentionView, n: Tensor, m: Tensor, heads: Te
 
     Args:
         view: The module.
-        n: Queries, [B].
+        n: Tokens of its stream, [B]; all of them ask, or the first ones (``view.first``).
         m: Keys, [B].
         heads: Heads that are on, [B] or a number.
 
@@ -30,7 +30,15 @@ def attention_multiply_adds(view: AttentionView, n: Tensor, m: Tensor, heads: Te
         [B]: projections of the kept heads, scores, and weighted sums.
     """
     own, other, d = view.q.inputs, view.k.inputs, view.head_width
+    n = n if view.first is None else torch.full_like(n, view.first)
     return heads * d * (n * own + 2 * m * other + 2 * n * m + n * view.out.out_features)
+
+
+def mlp_multiply_adds(layer: LayerView, n: Tensor) -> Tensor:
+    """Multiply-adds of the feed-forward part of a layer on n tokens, [B]."""
+    if layer.first_mlp is None or layer.first is None:
+        return n * layer.mlp.multiply_adds
+    return (n - layer.first) * layer.mlp.multiply_adds + layer.first * layer.first_mlp.multiply_adds
 
 
 def decoder_multiply_adds(layers: Sequence[LayerView], memory: str, n: Tensor, m: Tensor, per_token: int) -> Tensor:
@@ -50,7 +58,7 @@ def decoder_multiply_adds(layers: Sequence[LayerView], memory: str, n: Tensor, m
     for layer in layers:
         for view in layer.attentions:
             total = total + attention_multiply_adds(view, n, m if view.reads == memory else n, view.heads)
-        total = total + n * (layer.mlp.fc1.weight.numel() + layer.mlp.fc2.weight.numel())
+        total = total + mlp_multiply_adds(layer, n)
     return total
 
 
@@ -87,7 +95,7 @@ class StepRecord:
             for view in layer.attentions:
                 total = total + attention_multiply_adds(view, n, counts[view.reads], heads.get(view.name, view.heads))
             merges = sum(join.merge.weight.numel() for join in layer.joins if join.merge is not None)
-            total = total + n * (layer.mlp.fc1.weight.numel() + layer.mlp.fc2.weight.numel() + merges)
+            total = total + n * merges + mlp_multiply_adds(layer, n)
         return total
 
     def decided(self) -> Tensor:

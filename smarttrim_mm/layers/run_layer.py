@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import dropout, linear
 
 from smarttrim_mm.layers.record import StepRecord
-from smarttrim_mm.layers.views import AttentionView, JoinView, LayerStep, LayerView, MlpView, Projection
+from smarttrim_mm.layers.views import AttentionView, JoinView, LayerStep, LayerView, MlpView, Projection, Sublayer
 from smarttrim_mm.ops.attention import packed_attention, padded_attention
 from smarttrim_mm.structures import Decision, Layout, PackedLayout, PaddedLayout, Streams, TokenStream
 
@@ -64,26 +64,50 @@ def _cut(stream: TokenStream, keep: Tensor | None) -> TokenStream:
 
 
 def _run_stream(name: str, layer: LayerView, streams: Streams, heads: Mapping[str, Tensor]) -> tuple[Tensor, int]:
-    x, layout = streams[name].x, streams[name].layout
-    training = layer.owner.training
-    tokens = x.shape[:-1].numel()
-    executed = tokens * (layer.mlp.fc1.weight.numel() + layer.mlp.fc2.weight.numel())
-    for views, join in layer.sublayers():
-        first, parts = views[0], []
-        query = TokenStream(first.norm(x) if layer.pre_norm else x, layout)
-        for view in views:
-            memory = query if view.reads == name else streams[view.reads]
-            part, work = _attend(view, query, memory, heads.get(view.name), training)
-            parts.append(part)
+    sublayers, stream, executed = layer.sublayers(), streams[name], 0
+    for sublayer in sublayers:
+        if sublayer[0][0].first is None:
+            stream, work = _run_attention(name, layer, sublayer, {**streams, name: stream}, heads)
             executed += work
-        if join is not None and join.merge is not None:
-            executed += tokens * join.merge.weight.numel()
-        y = dropout(_join(join, parts), first.dropout, training)
-        y = _drop_path(y, layout, first.drop_path, training)
-        x = x + y if layer.pre_norm else first.norm(x + y)
-    y = _mlp(layer.mlp, layer.mlp.norm(x) if layer.pre_norm else x)
-    y = _drop_path(dropout(y, layer.mlp.dropout, training), layout, layer.mlp.drop_path, training)
-    return (x + y if layer.pre_norm else layer.mlp.norm(x + y)), executed
+    if layer.first_mlp is None or layer.first is None:
+        stream, work = _run_mlp(layer, layer.mlp, stream)
+        return stream.x, executed + work
+    whole = stream.layout
+    first, others = stream.split(layer.first)
+    for sublayer in sublayers:
+        if sublayer[0][0].first is not None:
+            first, work = _run_attention(name, layer, sublayer, {**streams, name: first}, heads)
+            executed += work
+    (first, work), (others, more) = _run_mlp(layer, layer.first_mlp, first), _run_mlp(layer, layer.mlp, others)
+    return whole.join(first.x, others.x), executed + work + more
+
+
+def _run_attention(
+    name: str, layer: LayerView, sublayer: Sublayer, streams: Streams, heads: Mapping[str, Tensor]
+) -> tuple[TokenStream, int]:
+    """One sub-layer of the attentions that are joined, on a stream as the sub-layer before left it."""
+    (views, join), training, executed = sublayer, layer.owner.training, 0
+    x, layout = streams[name].x, streams[name].layout
+    first, parts = views[0], []
+    query = TokenStream(first.norm(x) if layer.pre_norm else x, layout)
+    for view in views:
+        memory = query if view.reads == name else streams[view.reads]
+        part, work = _attend(view, query, memory, heads.get(view.name), training)
+        parts.append(part)
+        executed += work
+    if join is not None and join.merge is not None:
+        executed += x.shape[:-1].numel() * join.merge.weight.numel()
+    y = dropout(_join(join, parts), first.dropout, training)
+    y = _drop_path(y, layout, first.drop_path, training)
+    return TokenStream(x + y if layer.pre_norm else first.norm(x + y), layout), executed
+
+
+def _run_mlp(layer: LayerView, view: MlpView, stream: TokenStream) -> tuple[TokenStream, int]:
+    x, layout, training = stream.x, stream.layout, layer.owner.training
+    y = view.fc2(view.act(view.fc1(view.norm(x) if layer.pre_norm else x)))
+    y = _drop_path(dropout(y, view.dropout, training), layout, view.drop_path, training)
+    x = x + y if layer.pre_norm else view.norm(x + y)
+    return TokenStream(x, layout), stream.x.shape[:-1].numel() * view.multiply_adds
 
 
 def _join(join: JoinView | None, parts: list[Tensor]) -> Tensor:
@@ -98,10 +122,6 @@ def _drop_path(x: Tensor, layout: Layout, p: float, training: bool) -> Tensor:
         return x
     keep = (1 - p + torch.rand(layout.batch_size, 1, dtype=x.dtype, device=x.device)).floor() / (1 - p)
     return x * layout.per_token(keep)
-
-
-def _mlp(view: MlpView, x: Tensor) -> Tensor:
-    return view.fc2(view.act(view.fc1(x)))
 
 
 def _attend(

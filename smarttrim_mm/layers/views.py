@@ -59,6 +59,7 @@ class AttentionView:
         attention_dropout: Probability, on the attention weights.
         dropout: Probability, on the output.
         drop_path: Probability that an instance goes past this sub-layer in training (stochastic depth).
+        first: How many tokens of each instance ask, the first of them; the others go past this sub-layer. None: all ask.
     """
 
     name: str
@@ -72,6 +73,7 @@ class AttentionView:
     attention_dropout: float = 0.0
     dropout: float = 0.0
     drop_path: float = 0.0
+    first: int | None = None
 
     @property
     def head_width(self) -> int:
@@ -89,6 +91,7 @@ class MlpView:
         norm: LayerNorm of this sub-layer.
         dropout: Probability, on the output.
         drop_path: As in :class:`AttentionView`.
+        first: How many tokens of each instance it is for, the first of them; None: all, or all others.
     """
 
     fc1: nn.Linear
@@ -97,6 +100,12 @@ class MlpView:
     norm: nn.LayerNorm
     dropout: float = 0.0
     drop_path: float = 0.0
+    first: int | None = None
+
+    @property
+    def multiply_adds(self) -> int:
+        """Compute per token."""
+        return self.fc1.weight.numel() + self.fc2.weight.numel()
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,9 @@ class JoinView:
     merge: nn.Linear | None
 
 
+Sublayer = tuple[tuple[AttentionView, ...], JoinView | None]
+
+
 @dataclass(frozen=True)
 class LayerView:
     """One layer of one stream.
@@ -122,6 +134,11 @@ class LayerView:
         pre_norm: Whether norms come before their sub-layers (ViT) or after the residual (BERT).
         owner: The host module the parameters belong to; its training flag decides whether dropout acts.
         joins: Which attentions make one sub-layer together; the others are one each.
+        first_mlp: What the first tokens have in place of ``mlp`` (the queries of a Q-Former); None: all tokens are alike. The
+            backbone protects these tokens from being dropped.
+
+    Raises:
+        ValueError: If attentions of the first tokens do not come last, or not of those of ``first_mlp``.
     """
 
     attentions: tuple[AttentionView, ...]
@@ -129,14 +146,29 @@ class LayerView:
     pre_norm: bool
     owner: nn.Module
     joins: tuple[JoinView, ...] = ()
+    first_mlp: MlpView | None = None
+
+    def __post_init__(self) -> None:
+        asking = [view.first for view in self.attentions]
+        alone = [first for first in asking if first is not None]
+        if set(alone) - {self.first} or asking != [None] * (len(asking) - len(alone)) + alone:
+            raise ValueError(
+                f"first of the attentions {[view.name for view in self.attentions]} is {asking}; expected None (all tokens) "
+                f"of some, then first_mlp.first, {self.first}, of the others"
+            )
 
     @property
     def width(self) -> int:
         return self.mlp.fc1.in_features
 
-    def sublayers(self) -> list[tuple[tuple[AttentionView, ...], JoinView | None]]:
+    @property
+    def first(self) -> int | None:
+        """How many tokens of each instance come first, with a part of their own; None: all tokens are alike."""
+        return None if self.first_mlp is None else self.first_mlp.first
+
+    def sublayers(self) -> list[Sublayer]:
         """The attentions of each sub-layer, and how they are joined if there are several."""
-        groups: list[tuple[tuple[AttentionView, ...], JoinView | None]] = []
+        groups: list[Sublayer] = []
         for view in self.attentions:
             join = next((join for join in self.joins if view.name in join.names), None)
             if join is not None and groups and groups[-1][1] is join:

@@ -51,7 +51,7 @@ def _joined(parts: Sequence[Any]) -> Any:
     if isinstance(first, Tensor):
         return torch.cat(list(parts))
     if isinstance(first, PackedLayout):
-        return PackedLayout.join(parts)
+        return PackedLayout.concatenate(parts)
     names = _parts(first)
     if not names:
         raise TypeError(

@@ -83,6 +83,7 @@ def trace_pairs(model: TrimmedVLM, loader: DataLoader, item: int, question: int)
             if TEXT in entry.tokens:
                 kept = entry.tokens[TEXT].kept_grid().cpu().numpy()
                 kept = kept[image if len(kept) > 1 else 0]  # all images read one encoding of the text
+                kept = kept[-inputs.input_ids.shape[1] :]  # before the words a Q-Former has its queries
                 kept_words[entry.step.name] = np.array([kept[begin:end].any() for begin, end in spans])
         return PairTrace(
             pixels=_pixels(model, inputs.images[image]),

@@ -19,7 +19,10 @@ class KeepHalf(Strip):
         layouts = {name: streams[name].layout for name in decision.keep}
         halves = {name: (layout.full() - layout.floor()) / 2 for name, layout in layouts.items()}
         assert all((half % 1 == 0).all() for half in halves.values()), "small configs need an even number of patches"
-        keep = {name: layout.positions() <= layout.per_token(halves[name]) for name, layout in layouts.items()}
+        first = {name: layer.first or 0 for name, layer in step.layers.items()}  # queries before the words
+        keep = {
+            name: layout.positions() <= layout.per_token(halves[name]) + first.get(name, 0) for name, layout in layouts.items()
+        }
         heads = {name: torch.arange(gate.shape[1]).expand(gate.shape) % 2 == 0 for name, gate in decision.heads.items()}
         return Decision(keep=keep, heads=heads)
 

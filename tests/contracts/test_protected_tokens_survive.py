@@ -15,10 +15,12 @@ def test_a_policy_that_drops_everything(build, inputs_of, backbone, batch, kind,
     for entry in record.steps:
         for name, layout in entry.tokens.items():
             expected = torch.zeros_like(layout.kept_grid())
-            expected[:, 0] = True
+            layer = entry.step.layers.get(name)
+            queries = layer.first or 0 if layer else 0
+            expected[:, : max(queries, 1)] = True
             if name == "text":
                 texts = inputs if len(expected) == len(inputs.input_ids) else inputs.unshared()
-                expected |= texts.special_mask & texts.text_mask
+                expected[:, queries:] |= texts.special_mask & texts.text_mask
             assert torch.equal(layout.kept_grid(), expected), f"{entry.step.name}/{name}"
             assert torch.equal(layout.counts(), layout.floor())
     assert torch.isfinite(logits).all()

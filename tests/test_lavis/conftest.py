@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 from small_lavis import ANSWERS, SIZES, TEXTS, WORDS
 
-from smarttrim_mm.backbones.lavis_host import import_lavis
+from smarttrim_mm.registry import LAVIS_ARCHS
 from smarttrim_mm.testing import excite
 
 
@@ -27,7 +27,7 @@ def settings(vocabulary) -> Callable:
     """The section ``model`` of a LAVIS config of a small model."""
 
     def make(arch: str, policy: dict | str = "Dense", trimming: dict | None = None, **changes: Any) -> Any:
-        host_class = import_lavis("lavis").registry.get_model_class(arch)
+        host_class = LAVIS_ARCHS.get(arch).lavis_class(arch)
         text = {**SIZES["text"]}
         if arch.startswith("albef"):
             text |= {"fusion_layer": 1}

@@ -1,0 +1,222 @@
+"""BLIP-2's Q-Former in LAVIS's registry: matching, features, and LAVIS's own decoding of what was kept of the images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smarttrim_mm.backbones.lavis_blip2 import Blip2Matching, Blip2Qformer
+from smarttrim_mm.backbones.lavis_host import import_lavis, linears
+from smarttrim_mm.inputs import VLMInputs
+from smarttrim_mm.lavis.classifier import Scorer
+from smarttrim_mm.lavis.model import methods_of
+from smarttrim_mm.layers.execution import Execution
+from smarttrim_mm.structures import PackedLayout, TokenStream
+
+Features: Any = import_lavis("lavis.models.blip_models.blip_outputs").BlipOutputFeatures
+_MODES = ("image", "text", "multimodal")
+
+
+@methods_of(Blip2Qformer)
+class QFormer(Scorer):
+    """Features of images and texts, and captions. A text alone runs dense."""
+
+    def forward(self, samples: dict[str, Any]) -> Any:
+        """LAVIS's pre-training, which is not trimmed yet.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            f"smarttrim_{self.arch} is not trained: LAVIS's losses of contrast and captions are not trimmed yet. Train "
+            "smarttrim_blip2_image_text_matching on labelled pairs, whose weights have the same names"
+        )
+
+    @torch.no_grad()
+    def extract_features(self, samples: dict[str, Any], mode: str = "multimodal") -> Any:
+        """Features, as LAVIS's own method gives them.
+
+        Args:
+            samples: ``image``, ``text_input``, as the mode wants.
+            mode: ``'image'``, ``'text'`` or ``'multimodal'``.
+
+        Returns:
+            LAVIS's ``BlipOutputFeatures``.
+
+        Raises:
+            ValueError: If there is no such mode, or what it needs is missing.
+        """
+        if mode not in _MODES:
+            raise ValueError(f"mode is {mode!r}; expected one of {list(_MODES)}")
+        missing = [name for name in _needs(mode) if samples.get(name) is None]
+        if missing:
+            raise ValueError(f"mode is {mode!r}, and the batch has no {' and no '.join(missing)}")
+        if mode == "text":
+            return self.host_class.extract_features(self, samples, mode=mode)
+        if mode == "image":
+            execution = self._execution(inputs := self._images(samples["image"]))
+            queries, _ = self._read(inputs, execution)
+            features = self.backbone.image_features(queries, execution)
+            self._note(execution.record)
+            return Features(image_embeds=queries, image_embeds_proj=features)
+        words = self.tokenizer(samples["text_input"], return_tensors="pt", padding=True).to(self.device)  # not cut, as in LAVIS
+        inputs = self.inputs_of({**samples, "text_input": words})
+        execution = self._execution(inputs)
+        queries = self.backbone.queries_of(self.backbone.encode(inputs, execution))
+        self._note(execution.record)
+        return Features(multimodal_embeds=queries)
+
+    def forward_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """What the queries made of the images, [I, queries, D], and the images' tokens, zeros where they were dropped."""
+        execution = self._execution(inputs := self._images(image))
+        queries, stream = self._read(inputs, execution)
+        self._note(execution.record)
+        layout = stream.layout
+        tokens = stream.x.new_zeros(*layout.kept_grid().shape, stream.x.shape[-1])
+        if isinstance(layout, PackedLayout):
+            tokens[layout.instance, layout.source] = stream.x
+        else:
+            tokens = stream.x * layout.kept_grid()[..., None]
+        return queries, tokens
+
+    def compute_itm(self, image_inputs: Tensor, text_ids: Tensor, text_atts: Tensor) -> Tensor:
+        """How well images and texts fit, [B].
+
+        Args:
+            image_inputs: Tokens of the images from :meth:`forward_image`, [B, P + 1, D]; zeros are left out.
+            text_ids: Token ids of the texts, [B, T].
+            text_atts: 1 at real tokens, [B, T].
+        """
+        rows = torch.arange(len(text_ids), device=self.device)
+        inputs = VLMInputs(
+            images=image_inputs,
+            image_index=None,
+            image_ids=rows,
+            input_ids=text_ids,
+            text_mask=text_atts.bool(),
+            special_mask=self._special(text_ids),
+            sample_ids=rows,
+        )
+        execution = self._execution(inputs)
+        image = TokenStream.start(image_inputs, ids=rows, valid=image_inputs.any(-1))
+        streams = {"text": self.backbone.embed_text(inputs, rows, True), "image": image}
+        streams = {name: execution.start(stream) for name, stream in streams.items()}
+        text = execution.run(self.backbone.steps["fusion"], streams)["text"]
+        scores = self.backbone.match(text, execution)[:, 1]
+        self._note(execution.record)
+        return scores
+
+    @torch.no_grad()
+    def generate(
+        self,
+        samples: dict[str, Any],
+        use_nucleus_sampling: bool = False,
+        num_beams: int = 3,
+        max_length: int = 30,
+        min_length: int = 10,
+        top_p: float = 0.9,
+        repetition_penalty: float = 1.0,
+    ) -> list[str]:
+        """Captions by LAVIS's decoder, which runs whole on what the image encoder has kept.
+
+        In place of LAVIS's, whose mask is all ones, and which repeats for the beams what transformers repeats too. As there,
+        ``repetition_penalty`` has no effect.
+        """
+        inputs = self._images(samples["image"])
+        execution = self._execution(inputs)
+        image = self.backbone.read_images(inputs, execution, {})
+        states, mask = image.pad()
+        count = self.Qformer.register_forward_pre_hook(self._counter(image, execution), with_kwargs=True)
+        try:
+            written = self.Qformer.generate(
+                input_ids=torch.full((len(states), 1), self.tokenizer.bos_token_id, device=self.device),
+                query_embeds=self.query_tokens.expand(len(states), -1, -1),
+                encoder_hidden_states=states,
+                encoder_attention_mask=mask.long(),
+                max_length=max_length,
+                min_length=min_length,
+                num_beams=1 if use_nucleus_sampling else num_beams,
+                do_sample=use_nucleus_sampling,
+                top_p=top_p if use_nucleus_sampling else None,
+                eos_token_id=self.tokenizer.sep_token_id,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+        finally:
+            count.remove()
+        self._note(execution.record)
+        captions: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+        return captions
+
+    def _read(self, inputs: VLMInputs, execution: Execution) -> tuple[Tensor, TokenStream]:
+        """The queries that have read images without texts, [I, queries, D], and what was kept of the images."""
+        stream = self.backbone.read_images(inputs, execution, {})
+        return self.backbone.queries_of(self.backbone.ask(stream, execution)), stream
+
+    def _images(self, image: Tensor) -> VLMInputs:
+        self._check_alone()
+        rows = torch.arange(len(image), device=self.device)
+        nothing = rows.new_zeros(0, 0)
+        there = nothing.bool()
+        return VLMInputs(image, None, rows, nothing, there, there, sample_ids=rows)
+
+    def _check_alone(self) -> None:
+        if self.backbone.text_first:
+            raise ValueError(
+                "model.trimming.text_first is True, and there are images without texts that could guide their encoder. Set it "
+                "to False, or give the texts too (predict, or mode='multimodal')"
+            )
+
+    def _execution(self, inputs: VLMInputs) -> Execution:
+        return Execution(self.policy, sample_ids=inputs.sample_ids, kind="masked" if self.training else "packed")
+
+    def _counter(self, image: TokenStream, execution: Execution) -> Any:
+        """Records each run of the decoder: the beams of an image follow each other; queries run again with every word."""
+        backbone = self.backbone
+        views = [step.layers["text"] for step in backbone.steps["fusion"]]
+        head = sum(linear.weight.numel() for linear in linears(self.Qformer.cls))
+
+        def note(_: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Any]) -> None:
+            ids = args[0] if args else kwargs["input_ids"]
+            beams, words = len(ids) // image.layout.batch_size, ids.shape[1]
+            index = torch.arange(image.layout.batch_size, device=ids.device).repeat_interleave(beams)
+            tokens = backbone.queries + words
+            lengths = torch.full_like(index, tokens)
+            execution.decoder({"image": views}, image, lengths, index, name="decoder.layers", per_token=0, padded=tokens)
+            execution.linear(beams * words * head, name="head.cls")
+
+        return note
+
+
+@methods_of(Blip2Matching)
+class QFormerMatcher(QFormer):
+    """``forward`` of the model that says whether a text fits an image."""
+
+    def forward(self, samples: dict[str, Any], match_head: str = "itm") -> Any:
+        """Runs the model.
+
+        Args:
+            samples: ``image``, ``text_input``; in training ``label`` too: 1 where the text fits.
+            match_head: ``'itm'``, or ``'itc'``, where the text runs alone and whole.
+
+        Returns:
+            As LAVIS: logits [G, 2], or similarities [G, 1]. In training mode with ``label``, for which LAVIS has no loss: its
+            output with ``loss`` and ``logits``.
+        """
+        if match_head == "itc":
+            self._check_alone()
+            execution = self._execution(inputs := self.inputs_of(samples))
+            queries, _ = self._read(inputs, execution)
+            images = self.backbone.image_features(queries, execution)
+            texts = self.backbone.text_features(inputs, execution)
+            self._note(execution.record)
+            return (images @ texts.unsqueeze(-1)).amax(1)
+        if self.training and "label" in samples:
+            return self._taught(samples)
+        return self.trace(samples)
+
+
+def _needs(mode: str) -> tuple[str, ...]:
+    return {"image": ("image",), "text": ("text_input",)}.get(mode, ("image", "text_input"))

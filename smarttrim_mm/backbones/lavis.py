@@ -433,7 +433,7 @@ class LavisClassifier(LavisBackbone):
         """See :class:`LavisBackbone`."""
         return {**super().input_format, "num_classes": linears(self.head)[-1].out_features}
 
-    def forward(self, inputs: VLMInputs, execution: Execution) -> Tensor:
+    def forward(self, inputs: VLMInputs, execution: Execution) -> Tensor | PairLogits:
         """Runs the model under the execution's policy.
 
         Args:

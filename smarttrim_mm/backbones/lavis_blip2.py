@@ -8,28 +8,34 @@ their own in each.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, one_hot
 from transformers import BertConfig
 
 from smarttrim_mm.backbones.lavis import LavisClassifier
 from smarttrim_mm.backbones.lavis_checkpoint import load_public
-from smarttrim_mm.backbones.lavis_host import GivenTokens, import_lavis, small
+from smarttrim_mm.backbones.lavis_host import GivenTokens, import_lavis, linears, small
+from smarttrim_mm.backbones.lavis_retrieval import check_single_pairs
 from smarttrim_mm.backbones.lavis_vision import ClipVision, EvaVision, new_vision, vision_of
 from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.layers.bert_views import bert_view, qformer_view
 from smarttrim_mm.layers.execution import Execution
 from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.models.conversion import Conversion
+from smarttrim_mm.pairs import PairLogits, PairTargets, draw_negatives
 from smarttrim_mm.registry import LAVIS_ARCHS
 from smarttrim_mm.structures import TokenStream
 
 _VOCABULARY = 30523  # bert-base-uncased and [DEC]
+_SMOOTHING = 0.1  # of LAVIS's contrast
+_LEAST = 1e-4  # chance of a negative, before scaling, as LAVIS has it
 
 
 def _take_vision(_: Any, encoder: nn.Module, *__: Any) -> tuple[nn.Module, nn.Module]:
@@ -48,6 +54,9 @@ def _make_qformer(_: Any, config: BertConfig, vision_width: int, cross_attention
 @LAVIS_ARCHS.register_module("blip2_qformer")
 class Blip2Qformer(LavisClassifier):
     """Whether a text fits an image, class 1 if it does: the mean over the queries of what ``itm_head`` says.
+
+    It is trained as a classifier, or as LAVIS's pre-training does (``ContrastAndMatching``): contrast, matching of hard
+    negatives, and texts given word by word, by LAVIS's own Q-Former as a decoder, whole.
 
     Args:
         vision: Arguments of LAVIS's ViT: of EVA's class (``embed_dim``, ``depth``, ``num_heads``), or, with
@@ -181,14 +190,117 @@ class Blip2Qformer(LavisClassifier):
         image = execution.run(self.steps["image"], {"image": image}, guides=guides, rows=rows)["image"]
         return image.map(self.host.ln_vision)
 
-    def forward(self, inputs: VLMInputs, execution: Execution) -> Tensor:
-        """See :class:`~smarttrim_mm.backbones.lavis.LavisClassifier`."""
+    def forward(self, inputs: VLMInputs, execution: Execution) -> Tensor | PairLogits:
+        """Runs the model under the execution's policy.
+
+        Args:
+            inputs: The batch. Its targets choose what is returned.
+            execution: Policy, kind of execution, and record.
+
+        Returns:
+            If the targets are :meth:`prepare`'s: contrast, matching and words of a training step. Otherwise logits, [G, 2].
+
+        Raises:
+            ValueError: If the samples have several images, or the images another size.
+        """
+        if isinstance(inputs.targets, PairTargets):
+            return self._tell_apart(inputs, inputs.targets, execution)
         return self.match(self.encode(inputs, execution), execution)
 
-    def match(self, text: TokenStream, execution: Execution) -> Tensor:
-        """The head's answer to queries and texts that have read the images, [B, 2]."""
+    def prepare(self, inputs: VLMInputs) -> VLMInputs:
+        """The batch of a training step. As in LAVIS, each pair has an image of its own; the first pass chooses negatives.
+
+        Raises:
+            ValueError: If ``text_first`` is set, the batch has one pair, or its texts are alternatives of a sample.
+        """
+        if self.text_first:
+            raise ValueError(
+                f"text_first=True, and {self.arch} is trained to contrast: every image is compared with every text, which none "
+                "could have guided. Set text_first=False, or take model.task_loss=dict(type='AnswerCrossEntropy')"
+            )
+        check_single_pairs(inputs, self.arch)
+        pairs = torch.arange(len(inputs.sample_ids), device=inputs.sample_ids.device)
+        if len(pairs) < 2:
+            raise ValueError("the batch has 1 pair: there is no negative. Enlarge the batch")
+        rank, processes = _process()
+        right = one_hot(pairs + rank * len(pairs), processes * len(pairs)).float()
+        wanted = (1 - _SMOOTHING) * right + _SMOOTHING / right.shape[1]
+        words = inputs.input_ids[:, 1:][inputs.text_mask[:, 1:]]
+        return replace(inputs, targets=PairTargets(pairs, wanted=wanted.repeat(2, 1), words=words))
+
+    def _tell_apart(self, inputs: VLMInputs, targets: PairTargets, execution: Execution) -> PairLogits:
+        """LAVIS's training step up to its losses. Random numbers are drawn in LAVIS's order."""
+        self._check(inputs)
+        if not self.share_images:
+            inputs = inputs.unshared_images()
+        ids, rows = inputs.sample_ids, inputs.image_index
+        own = torch.arange(len(ids), device=ids.device)
+        image = self.read_images(inputs, execution, {})
+        queries, states = self.ask(image, execution, rows)
+        seen = self.image_features(self.queries_of(queries), execution, rows)
+        if rows is not None:
+            image, queries = (stream.expand(rows, ids) for stream in (image, queries))
+            seen, states = seen[rows], [x[rows] for x in states]
+        said = self.text_features(inputs, execution)
+        # in LAVIS no gradient goes through what is compared with, as it may be another process's
+        to_images, to_texts = likeness(seen, _gather(said)), likeness(_gather(seen), said).t()
+        contrast = torch.cat([to_images, to_texts]) / self.host.temp
+        negatives = targets.negatives
+        if negatives is None:
+            begin = _process()[0] * len(own)
+            of_images, of_texts = contrast[:, begin : begin + len(own)].chunk(2)
+            negatives = draw_negatives((of_texts, of_images), targets.image_ids, _LEAST)
+        thrice = ids.repeat(3)
+        text = execution.start(self.embed_text(inputs, torch.cat([own, own, negatives.texts]), encodes=True)).with_ids(thrice)
+        image = image.expand(torch.cat([own, negatives.images, own]), thrice)
+        each = torch.arange(len(thrice), device=ids.device).view(3, -1).t()
+        fused = execution.run(self.steps["fusion"], {"text": text, "image": image}, rows=each)["text"]
+        match = self.match(fused, execution, times=3)
+        words = self._write(inputs, queries, states, execution)
+        return PairLogits(contrast, match, replace(targets, negatives=negatives), words)
+
+    def _write(self, inputs: VLMInputs, queries: TokenStream, states: Sequence[Tensor], execution: Execution) -> Tensor:
+        """LAVIS's decoder on the texts, after queries that have read the images without them.
+
+        Args:
+            inputs: The batch.
+            queries: An instance a pair, for the count.
+            states: What each layer was given of them, [B, queries, D] each.
+            execution: Has the record.
+
+        Returns:
+            Logits of what follows each token, [K, V].
+        """
+        decoder, given = self.host.Qformer, inputs.text_mask
+        execution.decoder(
+            {"text": [step.layers["text"] for step in self.ahead]},
+            queries,
+            given.sum(1),
+            torch.arange(len(given), device=given.device),
+            name="decoder.words",
+            per_token=sum(linear.weight.numel() for linear in linears(decoder.cls)),
+            padded=given.shape[1],
+            after=True,
+        )
+        attentions = [layer.attention.self for layer in decoder.bert.encoder.layer]
+        ids = inputs.input_ids.clone()
+        ids[:, 0] = self.host.tokenizer.bos_token_id
+        logits: Tensor = decoder(
+            ids,
+            attention_mask=torch.cat([given.new_ones(len(given), self.queries), given], 1).long(),
+            past_key_values=[
+                tuple(one.transpose_for_scores(project(x)) for project in (one.key, one.value))
+                for one, x in zip(attentions, states, strict=True)
+            ],
+            use_cache=False,
+            return_dict=True,
+        ).logits
+        return logits[:, :-1][given[:, 1:]]
+
+    def match(self, text: TokenStream, execution: Execution, times: int = 1) -> Tensor:
+        """The head's answer to queries and texts that have read the images, [B, 2]; of each pair it is asked ``times``."""
         head = self.host.itm_head
-        execution.linear(head.weight.numel() * self.queries, name="head.itm_head")
+        execution.linear(times * head.weight.numel() * self.queries, name="head.itm_head")
         return head(self.queries_of(text)).mean(1)
 
     def queries_of(self, text: TokenStream) -> Tensor:
@@ -196,10 +308,17 @@ class Blip2Qformer(LavisClassifier):
         queries, _ = text.split(self.queries)
         return queries.x.view(text.layout.batch_size, self.queries, -1)
 
-    def image_features(self, queries: Tensor, execution: Execution) -> Tensor:
-        """What images are compared with texts by, given the queries that have read them: [I, queries, E]."""
+    def image_features(self, queries: Tensor, execution: Execution, rows: Tensor | None = None) -> Tensor:
+        """What images are compared with texts by, given the queries that have read them: [I, queries, E].
+
+        Args:
+            queries: [I, queries, D].
+            execution: Has the record.
+            rows: Which image each pair is about, long [B]; None: one each.
+        """
         project = self.host.vision_proj
-        execution.linear(project.weight.numel() * self.queries, name="head.vision_proj")
+        count = project.weight.numel() * self.queries
+        execution.linear(count, name="head.vision_proj", instances=len(queries), rows=rows)
         return normalize(project(queries), dim=-1)
 
     def text_features(self, inputs: VLMInputs, execution: Execution) -> Tensor:
@@ -210,13 +329,26 @@ class Blip2Qformer(LavisClassifier):
         execution.linear(project.weight.numel(), name="head.text_proj")
         return normalize(project(first), dim=-1)
 
-    def ask(self, image: TokenStream, execution: Execution) -> TokenStream:
-        """Runs the Q-Former on images without texts."""
+    def ask(self, image: TokenStream, execution: Execution, rows: Tensor | None = None) -> tuple[TokenStream, list[Tensor]]:
+        """Runs the Q-Former on images without texts.
+
+        Args:
+            image: I images.
+            execution: Policy, kind of execution, and record.
+            rows: As in :meth:`image_features`.
+
+        Returns:
+            The queries that have read the images, and what each layer was given of them, [I, queries, D] each.
+        """
         queries = self.host.query_tokens.repeat(image.layout.batch_size, 1, 1)
         there = torch.ones(queries.shape[:2], dtype=torch.bool, device=queries.device)
         x = self.host.Qformer.bert.embeddings(query_embeds=queries)
         text = execution.start(TokenStream.start(x, ids=image.layout.ids, special=there))
-        return execution.run(self.steps["fusion"], {"text": text, "image": image})["text"]
+        streams, states = {"text": text, "image": image}, []
+        for step in self.steps["fusion"]:
+            states.append(self.queries_of(streams["text"]))
+            streams = execution.run([step], streams, rows=rows)
+        return streams["text"], states
 
     def call_host(self, samples: dict[str, Any]) -> Tensor:
         # LAVIS's class has the parts, and a subclass of it this forward
@@ -234,3 +366,23 @@ class Blip2Matching(Blip2Qformer):
     def variants(cls) -> dict[str, dict[str, Any]]:
         sizes = small(3, vision={"drop_path_rate": 0.3})
         return {"text first": {**sizes, "num_query_token": 2, "freeze_vit": False, "text_first": True}}
+
+
+def likeness(images: Tensor, texts: Tensor) -> Tensor:
+    """How near images and texts are, each image by its nearest query: [I, queries, E] and [Q, E] -> [I, Q]."""
+    return (images @ texts.t()).amax(1)
+
+
+def _process() -> tuple[int, int]:
+    """Number of this process, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def _gather(features: Tensor) -> Tensor:
+    """Those of all processes, without gradients."""
+    features = features.detach()
+    if not dist.is_initialized():
+        return features
+    everyone = [torch.empty_like(features) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, features.contiguous())
+    return torch.cat(everyone)

@@ -18,7 +18,7 @@ from smarttrim_mm.backbones.lavis import LavisBackbone
 from smarttrim_mm.backbones.lavis_host import encoding, linears
 from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.layers.execution import Execution
-from smarttrim_mm.pairs import Memory, Negatives, PairLogits, PairTargets
+from smarttrim_mm.pairs import Memory, PairLogits, PairTargets, draw_negatives
 from smarttrim_mm.structures import TokenStream
 
 
@@ -146,11 +146,7 @@ class LavisRetriever(LavisBackbone):
         host = self.host
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         ids = inputs.image_ids if inputs.image_index is None else inputs.image_ids[inputs.image_index]
-        if inputs.pairs_per_sample > 1 or inputs.text_index is not None:
-            raise ValueError(
-                f"a sample of the batch has {inputs.pairs_per_sample} image-text pairs; {self.arch} is trained with single "
-                "ones, each with its own text. Set data_preprocessor.rank_texts=False, and false_captions=0 of the data set"
-            )
+        check_single_pairs(inputs, self.arch)
         if not host.queue_size or host.queue_size % (len(ids) * world):
             raise ValueError(
                 f"queue_size is {host.queue_size}, and a step has {len(ids)} pairs in each of {world} processes: LAVIS's queue "
@@ -254,10 +250,13 @@ class LavisRetriever(LavisBackbone):
         """LAVIS's training step up to its losses. Random numbers are drawn in LAVIS's order."""
         image = images.expand(inputs.image_index, inputs.sample_ids)
         text = texts.expand(None, inputs.sample_ids)
-        memory = targets.memory or self._remember(inputs, targets.image_ids)
+        if targets.memory is None:
+            targets = self._remember(inputs, targets)
+        memory = targets.memory
+        assert memory is not None
         contrast = torch.cat([image.features @ memory.texts, text.features @ memory.images]) / self.host.temp
         true = self._fused(text, image, execution)
-        negatives = targets.negatives or self._draw(self.hardness(text, image, contrast), targets.image_ids)
+        negatives = targets.negatives or draw_negatives(self.hardness(text, image, contrast), targets.image_ids)
         own = torch.arange(len(true), device=true.device)
         twice = inputs.sample_ids.repeat(2)
         false = self._fused(
@@ -268,12 +267,12 @@ class LavisRetriever(LavisBackbone):
         )
         match = self.host.itm_head(torch.cat([true, false]))
         self._count_head(execution, 3)
-        return PairLogits(contrast, match, replace(targets, memory=memory, negatives=negatives))
+        return PairLogits(contrast, match, replace(targets, negatives=negatives))
 
     @torch.no_grad()
-    def _remember(self, inputs: VLMInputs, image_ids: Tensor) -> Memory:
+    def _remember(self, inputs: VLMInputs, targets: PairTargets) -> PairTargets:
         """Moves LAVIS's momentum copies, and its queue on by the batch; the batch is compared with what was there before."""
-        host, rows, ids = self.host, inputs.image_index, image_ids.view(-1, 1)
+        host, rows, ids = self.host, inputs.image_index, targets.image_ids.view(-1, 1)
         same = torch.eq(ids, torch.cat([ids.t(), host.idx_queue], 1)).float()
         right = same / same.sum(1, keepdim=True)
         host._momentum_update()
@@ -288,18 +287,20 @@ class LavisRetriever(LavisBackbone):
             for one, others in ((image, texts), (text, images))
         ]
         host._dequeue_and_enqueue(image, text, ids)
-        return Memory(images, texts, torch.cat(wanted))
+        return replace(targets, memory=Memory(images, texts), wanted=torch.cat(wanted))
 
-    @torch.no_grad()
-    def _draw(self, hardness: tuple[Tensor, Tensor], image_ids: Tensor) -> Negatives:
-        """Negatives by hardness; of equal chance where none is likely enough for a number of its own."""
-        same = image_ids[:, None] == image_ids
-        drawn = []
-        for logits in hardness:
-            weights = softmax(logits, 1).masked_fill(same, 0)
-            weights = torch.where(weights.sum(1, keepdim=True) > 0, weights, (~same).to(weights.dtype))
-            drawn.append(torch.cat([torch.multinomial(row, 1) for row in weights]))
-        return Negatives(*drawn)
+
+def check_single_pairs(inputs: VLMInputs, arch: str) -> None:
+    """Refuses a training step on alternatives.
+
+    Raises:
+        ValueError: If a sample has several pairs, or pairs share a text.
+    """
+    if inputs.pairs_per_sample > 1 or inputs.text_index is not None:
+        raise ValueError(
+            f"a sample of the batch has {inputs.pairs_per_sample} image-text pairs; {arch} is trained with single ones, each "
+            "with its own text. Set data_preprocessor.rank_texts=False, and false_captions=0 of the data set"
+        )
 
 
 def _score(fits: Tensor, images: Tensor, texts: Tensor) -> Tensor:

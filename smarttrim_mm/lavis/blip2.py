@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import BatchEncoding
 
 from smarttrim_mm.backbones.lavis_blip2 import Blip2Matching, Blip2Qformer
 from smarttrim_mm.backbones.lavis_host import import_lavis, linears
@@ -22,18 +23,29 @@ _MODES = ("image", "text", "multimodal")
 
 @methods_of(Blip2Qformer)
 class QFormer(Scorer):
-    """Features of images and texts, and captions. A text alone runs dense."""
+    """LAVIS's pre-training, features of images and texts, and captions. A text alone runs dense."""
+
+    task_loss = {"type": "ContrastAndMatching"}
 
     def forward(self, samples: dict[str, Any]) -> Any:
-        """LAVIS's pre-training, which is not trimmed yet.
+        """A training step of LAVIS's.
+
+        Args:
+            samples: ``image``, ``text_input``.
+
+        Returns:
+            LAVIS's output with ``loss``, the sum of all losses, and, detached, its parts ``loss_itc``, ``loss_itm`` and
+            ``loss_lm``.
 
         Raises:
-            NotImplementedError: Always.
+            ValueError: If ``text_first`` is set, or there is one pair.
         """
-        raise NotImplementedError(
-            f"smarttrim_{self.arch} is not trained: LAVIS's losses of contrast and captions are not trimmed yet. Train "
-            "smarttrim_blip2_image_text_matching on labelled pairs, whose weights have the same names"
-        )
+        texts = samples["text_input"]
+        if not isinstance(texts, BatchEncoding):
+            cut = {"padding": "max_length", "truncation": True, "max_length": self.max_txt_len}
+            texts = self.tokenizer(texts, return_tensors="pt", **cut).to(self.device)
+        loss, _ = self.learn({**samples, "text_input": texts}, None)
+        return self.output_class(loss=loss, **{name: self.last_losses[name] for name in ("loss_itc", "loss_itm", "loss_lm")})
 
     @torch.no_grad()
     def extract_features(self, samples: dict[str, Any], mode: str = "multimodal") -> Any:
@@ -153,7 +165,7 @@ class QFormer(Scorer):
     def _read(self, inputs: VLMInputs, execution: Execution) -> tuple[Tensor, TokenStream]:
         """The queries that have read images without texts, [I, queries, D], and what was kept of the images."""
         stream = self.backbone.read_images(inputs, execution, {})
-        return self.backbone.queries_of(self.backbone.ask(stream, execution)), stream
+        return self.backbone.queries_of(self.backbone.ask(stream, execution)[0]), stream
 
     def _images(self, image: Tensor) -> VLMInputs:
         self._check_alone()
@@ -193,6 +205,8 @@ class QFormer(Scorer):
 @methods_of(Blip2Matching)
 class QFormerMatcher(QFormer):
     """``forward`` of the model that says whether a text fits an image."""
+
+    task_loss = {"type": "AnswerCrossEntropy"}
 
     def forward(self, samples: dict[str, Any], match_head: str = "itm") -> Any:
         """Runs the model.

@@ -145,6 +145,7 @@ class Execution:
         per_token: int,
         padded: int,
         done: Tensor | None = None,
+        after: bool = False,
     ) -> None:
         """Records a run of a host's decoder, whose texts read a stream whole.
 
@@ -157,14 +158,17 @@ class Execution:
             per_token: Multiply-adds per token of a text outside the layers: of the head.
             padded: Tokens of each text as the decoder runs it, padding included.
             done: True at texts that were finished before the others: executed, but not needed, bool [A]; None: none.
+            after: Whether the texts come after the stream and attend to it with themselves, by keys and values made of it.
         """
         ((stream, views),) = layers.items()
         n = lengths.float()
-        without, with_one = (decoder_multiply_adds(views, stream, n, torch.full_like(n, m), per_token) for m in (0.0, 1.0))
+        without, with_one = (
+            decoder_multiply_adds(views, stream, n, torch.full_like(n, m), per_token, after) for m in (0.0, 1.0)
+        )
         if done is not None:
             without, with_one = without * ~done, with_one * ~done
         none = n.new_zeros(memory.layout.batch_size)
         fixed, per_memory = none.index_add(0, index, without), none.index_add(0, index, with_one - without)
         held = memory.layout.counts()[index].max()
-        executed = len(n) * int(decoder_multiply_adds(views, stream, torch.full_like(held, padded), held, per_token))
+        executed = len(n) * int(decoder_multiply_adds(views, stream, torch.full_like(held, padded), held, per_token, after))
         self.record.entries.append(LinearRecord(name, stream, memory.layout, per_memory, executed, fixed=fixed))

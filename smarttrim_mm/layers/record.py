@@ -41,7 +41,9 @@ def mlp_multiply_adds(layer: LayerView, n: Tensor) -> Tensor:
     return (n - layer.first) * layer.mlp.multiply_adds + layer.first * layer.first_mlp.multiply_adds
 
 
-def decoder_multiply_adds(layers: Sequence[LayerView], memory: str, n: Tensor, m: Tensor, per_token: int) -> Tensor:
+def decoder_multiply_adds(
+    layers: Sequence[LayerView], memory: str, n: Tensor, m: Tensor, per_token: int, after: bool = False
+) -> Tensor:
     """Multiply-adds of a decoder: linear in the tokens that it reads.
 
     Args:
@@ -50,6 +52,7 @@ def decoder_multiply_adds(layers: Sequence[LayerView], memory: str, n: Tensor, m
         n: Tokens of each text, fp32 [A].
         m: Tokens that it reads, likewise.
         per_token: Multiply-adds per token of a text outside the layers.
+        after: Whether the texts come after the stream, so that what attends to it attends to them too.
 
     Returns:
         [A].
@@ -57,7 +60,8 @@ def decoder_multiply_adds(layers: Sequence[LayerView], memory: str, n: Tensor, m
     total = n * per_token
     for layer in layers:
         for view in layer.attentions:
-            total = total + attention_multiply_adds(view, n, m if view.reads == memory else n, view.heads)
+            read = m + n if after else m
+            total = total + attention_multiply_adds(view, n, read if view.reads == memory else n, view.heads)
         total = total + mlp_multiply_adds(layer, n)
     return total
 

@@ -43,7 +43,7 @@ class SelfDistillation(nn.Module):
         self.frozen_teacher, self.dense_task_weight = frozen_teacher, dense_task_weight
 
     def forward(self, student: Tensor | PairLogits, teacher: Tensor | PairLogits) -> Tensor:
-        """Logits [B, C] of both -> mean over the batch, weighted; summed over contrast and match of retrieval."""
+        """Logits [B, C] of both -> mean over the batch, weighted; summed over contrast, match and words of pairs."""
         parts = [self._divergence(*both) for both in zip(parts_of(student), parts_of(teacher), strict=True)]
         return self.weight * self.temperature**2 * torch.stack(parts).sum()
 

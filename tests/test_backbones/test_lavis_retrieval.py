@@ -15,6 +15,7 @@ from smarttrim_mm.backbones.lavis import LavisBackbone
 from smarttrim_mm.backbones.lavis_host import encoding
 from smarttrim_mm.layers.execution import Execution
 from smarttrim_mm.models.all_pairs import PairScorer
+from smarttrim_mm.pairs import draw_negatives
 from smarttrim_mm.registry import MODELS
 from smarttrim_mm.testing import excite, random_inputs
 
@@ -110,11 +111,11 @@ def test_without_two_thirds_of_the_ramp_targets_are_hard():
     """By hand: with nothing of the copies, a pair's targets are shared by the pairs about its image."""
     model = make_model("albef_retrieval")
     model.backbone.ramp_up = 0.0
-    wanted = model.learn(make_batch(model))[1].targets.memory.wanted
+    wanted = model.learn(make_batch(model))[1].targets.wanted
     expected = torch.tensor([[0.5, 0, 0.5, 0], [0, 1, 0, 0], [0.5, 0, 0.5, 0], [0, 0, 0, 1]])
     torch.testing.assert_close(wanted[:, :4], expected.repeat(2, 1))
     assert wanted.shape == (8, 4 + 24) and not wanted[:, 4:].any()
-    again = model.learn(make_batch(model))[1].targets.memory.wanted  # the queue knows the images of the first step
+    again = model.learn(make_batch(model))[1].targets.wanted  # the queue knows the images of the first step
     torch.testing.assert_close(again[1], torch.tensor([0, 0.5, 0, 0] * 2 + [0] * 20))
 
 
@@ -201,9 +202,8 @@ def test_negatives_are_of_other_images(arch):
 
 def test_hard_negatives_are_likelier():
     """By hand: of three candidates with weights e^0, e^1 and e^3, the third nearly always; a hopeless row draws any."""
-    backbone = make_model("blip_retrieval").backbone
     hardness = torch.tensor([[0.0, 0.0, 1.0, 3.0], [500.0, 0.0, 0.0, 0.0], [0.0] * 4, [0.0] * 4])
-    drawn = [backbone._draw((hardness, hardness), torch.tensor([1, 1, 2, 3])) for _ in range(200)]
+    drawn = [draw_negatives((hardness, hardness), torch.tensor([1, 1, 2, 3])) for _ in range(200)]
     first = torch.stack([one.images for one in drawn])
     assert (first[:, 0] == 3).float().mean() == pytest.approx(torch.tensor([1.0, 3.0]).softmax(0)[1].item(), abs=0.08)
     assert set(first[:, 1].tolist()) == {2, 3}, "all of its weight lies on its own image"
@@ -297,11 +297,9 @@ def test_scores_are_those_of_lavis_evaluation(arch):
 @torch.no_grad()
 def test_all_pairs(arch, policy):
     """Each text and each image encoded once gives the scores of every pair on its own."""
-    preprocessor = {"type": "VisionLanguagePreprocessor", "pad_id": 0, "special_ids": [101, 102]}
-    model = make_model(arch, policy, others={"data_preprocessor": preprocessor}).eval()
+    model = make_model(arch, policy).eval()
     inputs = random_inputs(model.backbone.input_format, [9, 4, 2, 7, 9, 3], [0, 0, 1, 1, 1, 2])
-    texts = [ids[mask].tolist() for ids, mask in zip(inputs.input_ids, inputs.text_mask, strict=True)]
-    scores, trim = PairScorer(model, texts, inputs.sample_ids, pairs_per_batch=4).score(inputs, images=3)
+    scores, trim = PairScorer(model, [inputs], pairs_per_batch=4).score(inputs, images=3)
     together, record = model.trace(inputs.all_pairs())
     assert scores.std() > 0.1
     torch.testing.assert_close(scores, together, atol=1e-4, rtol=1e-4)

@@ -22,7 +22,7 @@ from transformers import BertConfig
 from smarttrim_mm.backbones.lavis import LavisClassifier
 from smarttrim_mm.backbones.lavis_checkpoint import load_public
 from smarttrim_mm.backbones.lavis_host import GivenTokens, import_lavis, linears, small
-from smarttrim_mm.backbones.lavis_retrieval import check_single_pairs
+from smarttrim_mm.backbones.lavis_retrieval import Encoded, check_single_pairs, text_ids
 from smarttrim_mm.backbones.lavis_vision import ClipVision, EvaVision, new_vision, vision_of
 from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.layers.bert_views import bert_view, qformer_view
@@ -64,8 +64,13 @@ class Blip2Qformer(LavisClassifier):
         text: Entries of the Q-Former's BERT configuration.
         vision_checkpoint: The file of the ViT that LAVIS downloads (``eva_vit_g.pth``, ``clip_vit_L.pth``), for a
             ``checkpoint`` that has none because it was frozen.
+        ranks_texts: Whether it is evaluated on retrieval: scores of all pairs, or of the most similar ones, are then the
+            matching head's logit of "fits" plus the similarity of image and text, as in LAVIS's test.
         **kwargs: Those of :class:`~smarttrim_mm.backbones.lavis.LavisBackbone`. LAVIS's ``vit_precision`` is ``'fp32'`` here
             unless it is given; ``'fp16'`` needs autocast.
+
+    Raises:
+        ValueError: If ``text_first`` and ``ranks_texts`` are both asked for, or the image encoder cannot be trimmed.
     """
 
     lavis_name: str | None = "blip2"
@@ -73,10 +78,25 @@ class Blip2Qformer(LavisClassifier):
     encodes = True  # the queries come before the text in the multi-modal encoder
     host_methods = {"init_vision_encoder": classmethod(_take_vision), "init_Qformer": classmethod(_make_qformer)}
     vision_checkpoint: str | None = None
+    ranks_texts = False
 
-    def __init__(self, *, vision_checkpoint: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, vision_checkpoint: str | None = None, ranks_texts: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if ranks_texts and self.text_first:
+            raise ValueError(
+                "text_first=True and ranks_texts=True exclude each other: retrieval scores every image with every text, from "
+                "one encoding of each image, which a text's guidance would make that text's alone. Set one of them to False"
+            )
         self.vision_checkpoint = vision_checkpoint
+        self.ranks_texts = ranks_texts
+
+    @classmethod
+    def around(cls, host: Any, *, arch: str, text_first: bool = False, share_images: bool | None = None) -> Blip2Qformer:
+        """See :class:`~smarttrim_mm.backbones.lavis.LavisBackbone`; it ranks whenever no text guides it."""
+        backbone = super().around(host, arch=arch, text_first=text_first, share_images=share_images)
+        assert isinstance(backbone, Blip2Qformer)
+        backbone.ranks_texts = not text_first
+        return backbone
 
     @classmethod
     def variants(cls) -> dict[str, dict[str, Any]]:
@@ -198,14 +218,71 @@ class Blip2Qformer(LavisClassifier):
             execution: Policy, kind of execution, and record.
 
         Returns:
-            If the targets are :meth:`prepare`'s: contrast, matching and words of a training step. Otherwise logits, [G, 2].
+            If the targets are :meth:`prepare`'s: contrast, matching and words of a training step. Of samples of several pairs,
+            if it ranks, their scores, [G, pairs_per_sample]. Otherwise the matching head's logits, [G, 2].
 
         Raises:
-            ValueError: If the samples have several images, or the images another size.
+            ValueError: If the samples have several pairs and it does not rank, or the images another size.
         """
         if isinstance(inputs.targets, PairTargets):
             return self._tell_apart(inputs, inputs.targets, execution)
-        return self.match(self.encode(inputs, execution), execution)
+        if inputs.pairs_per_sample == 1 or not self.ranks_texts:
+            return self.match(self.encode(inputs, execution), execution)
+        self._check_size(inputs)
+        if not self.share_images:
+            inputs = inputs.unshared_images()
+        images = self.encode_images(inputs, execution)
+        return self.fuse(self.encode_texts(inputs, execution), images, inputs, execution)
+
+    def encode_texts(self, inputs: VLMInputs, execution: Execution) -> Encoded:
+        """What every image is compared with, and token ids to fuse, with places for the queries: Q texts."""
+        features = self.text_features(inputs, execution)
+        places = torch.zeros_like(inputs.input_ids[:, :1]).expand(-1, self.queries)
+        there = places == 0
+        words = TokenStream.start(
+            torch.cat([places, inputs.input_ids], 1),
+            ids=text_ids(inputs),
+            valid=torch.cat([there, inputs.text_mask], 1),
+            special=torch.cat([there, inputs.special_mask], 1),
+        )
+        return Encoded(execution.start(words), features)
+
+    def encode_images(self, inputs: VLMInputs, execution: Execution) -> Encoded:
+        """What the queries read of the images, and every text is compared with: I images. ``inputs`` may be without texts."""
+        image, rows = self.read_images(inputs, execution, {}), inputs.image_index
+        queries, _ = self.ask(image, execution, rows)
+        return Encoded(image, self.image_features(self.queries_of(queries), execution, rows))
+
+    def similarities(self, texts: Encoded, images: Encoded) -> Tensor:
+        """Cosines of all images with all texts, [I, Q]: without LAVIS's temperature, as in its test."""
+        return likeness(images.features, texts.features)
+
+    def fuse(self, texts: Encoded, images: Encoded, inputs: VLMInputs, execution: Execution) -> Tensor:
+        """Scores pairs: fusion stage and matching head, plus similarity.
+
+        Args:
+            texts: What :meth:`encode_texts` returned, Q texts.
+            images: What :meth:`encode_images` returned, I images.
+            inputs: Says which text and image make a pair (``text_index``, ``image_index``), and the pairs' ``sample_ids``.
+            execution: As in :meth:`forward`.
+
+        Returns:
+            Scores, [G, pairs_per_sample].
+        """
+        text, image = texts.expand(inputs.text_index, inputs.sample_ids), images.expand(inputs.image_index, inputs.sample_ids)
+        streams = {"text": self._embed(text.stream), "image": image.stream}
+        fits = self.match(execution.run(self.steps["fusion"], streams)["text"], execution)[:, 1]
+        near = (image.features @ text.features.unsqueeze(-1)).squeeze(-1).amax(1)
+        return (fits + near).view(-1, inputs.pairs_per_sample)
+
+    def _embed(self, words: TokenStream) -> TokenStream:
+        """Embeddings of token ids that have places for the queries before them."""
+        ids, layout, embed = words.x, words.layout, self.host.Qformer.bert.embeddings
+        places = (layout.positions() - self.queries).clamp(min=0)
+        x = embed(input_ids=ids.view(-1, ids.shape[-1]), position_ids=places.view(1, -1)).view(*ids.shape, -1)
+        first, others = replace(words, x=x).split(self.queries)
+        queries = embed(query_embeds=self.host.query_tokens.repeat(layout.batch_size, 1, 1))
+        return replace(words, x=layout.join(queries.reshape_as(first.x), others.x))
 
     def prepare(self, inputs: VLMInputs) -> VLMInputs:
         """The batch of a training step. As in LAVIS, each pair has an image of its own; the first pass chooses negatives.
@@ -322,11 +399,12 @@ class Blip2Qformer(LavisClassifier):
         return normalize(project(queries), dim=-1)
 
     def text_features(self, inputs: VLMInputs, execution: Execution) -> Tensor:
-        """What texts are compared with images by, [B, E]: the Q-Former runs on them alone, whole."""
-        project, pairs = self.host.text_proj, torch.arange(len(inputs.sample_ids), device=inputs.sample_ids.device)
-        words = execution.start(self.embed_text(inputs, pairs, encodes=False))
-        first = execution.run(self.ahead, {"text": words})["text"].guide()
-        execution.linear(project.weight.numel(), name="head.text_proj")
+        """What texts are compared with images by, [Q, E]: the Q-Former runs on them alone, whole."""
+        project, rows = self.host.text_proj, inputs.text_index
+        x = self.host.Qformer.bert.embeddings(input_ids=inputs.input_ids)
+        words = TokenStream.start(x, ids=text_ids(inputs), valid=inputs.text_mask, special=inputs.special_mask)
+        first = execution.run(self.ahead, {"text": execution.start(words)}, rows=rows)["text"].guide()
+        execution.linear(project.weight.numel(), name="head.text_proj", instances=len(first), rows=rows)
         return normalize(project(first), dim=-1)
 
     def ask(self, image: TokenStream, execution: Execution, rows: Tensor | None = None) -> tuple[TokenStream, list[Tensor]]:

@@ -28,7 +28,8 @@ class Encoded:
 
     Attributes:
         stream: What the fusion stage reads of them.
-        features: What they are compared by: the projected first token, of length 1, float [B, E].
+        features: What they are compared by, of length 1: the projected first token, float [B, E], or BLIP-2's projected
+            queries, [B, queries, E].
     """
 
     stream: TokenStream
@@ -201,8 +202,7 @@ class LavisRetriever(LavisBackbone):
 
     def words(self, inputs: VLMInputs, input_ids: Tensor, execution: Execution) -> TokenStream:
         """Token ids of the texts as a stream, [Q, T] or packed."""
-        ids = inputs.sample_ids if inputs.text_ids is None else inputs.text_ids
-        stream = TokenStream.start(input_ids, ids=ids, valid=inputs.text_mask, special=inputs.special_mask)
+        stream = TokenStream.start(input_ids, ids=text_ids(inputs), valid=inputs.text_mask, special=inputs.special_mask)
         return execution.start(stream)
 
     def embed(self, words: TokenStream) -> TokenStream:
@@ -288,6 +288,11 @@ class LavisRetriever(LavisBackbone):
         ]
         host._dequeue_and_enqueue(image, text, ids)
         return replace(targets, memory=Memory(images, texts), wanted=torch.cat(wanted))
+
+
+def text_ids(inputs: VLMInputs) -> Tensor:
+    """Stable identity of each text, long [Q]."""
+    return inputs.sample_ids if inputs.text_ids is None else inputs.text_ids
 
 
 def check_single_pairs(inputs: VLMInputs, arch: str) -> None:

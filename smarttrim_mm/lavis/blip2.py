@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import BatchEncoding
@@ -14,6 +15,7 @@ from smarttrim_mm.backbones.lavis_host import import_lavis, linears
 from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.lavis.classifier import Scorer
 from smarttrim_mm.lavis.model import methods_of
+from smarttrim_mm.lavis.ranking import Ranker
 from smarttrim_mm.layers.execution import Execution
 from smarttrim_mm.structures import PackedLayout, TokenStream
 
@@ -22,8 +24,8 @@ _MODES = ("image", "text", "multimodal")
 
 
 @methods_of(Blip2Qformer)
-class QFormer(Scorer):
-    """LAVIS's pre-training, features of images and texts, and captions. A text alone runs dense."""
+class QFormer(Ranker, Scorer):
+    """LAVIS's pre-training, retrieval, features of images and texts, and captions. A text alone runs dense."""
 
     task_loss = {"type": "ContrastAndMatching"}
 
@@ -47,6 +49,15 @@ class QFormer(Scorer):
         loss, _ = self.learn({**samples, "text_input": texts}, None)
         return self.output_class(loss=loss, **{name: self.last_losses[name] for name in ("loss_itc", "loss_itm", "loss_lm")})
 
+    def compute_sim_matrix(self, data_loader: Any, task_cfg: Any) -> tuple[np.ndarray, np.ndarray]:
+        """See :class:`~smarttrim_mm.lavis.ranking.Ranker`.
+
+        Raises:
+            ValueError: Also if ``text_first`` is set.
+        """
+        self._check_alone()
+        return super().compute_sim_matrix(data_loader, task_cfg)
+
     @torch.no_grad()
     def extract_features(self, samples: dict[str, Any], mode: str = "multimodal") -> Any:
         """Features, as LAVIS's own method gives them.
@@ -69,7 +80,7 @@ class QFormer(Scorer):
         if mode == "text":
             return self.host_class.extract_features(self, samples, mode=mode)
         if mode == "image":
-            execution = self._execution(inputs := self._images(samples["image"]))
+            execution = self._execution(inputs := self._without_texts(samples["image"]))
             queries, _ = self._read(inputs, execution)
             features = self.backbone.image_features(queries, execution)
             self._note(execution.record)
@@ -83,7 +94,7 @@ class QFormer(Scorer):
 
     def forward_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """What the queries made of the images, [I, queries, D], and the images' tokens, zeros where they were dropped."""
-        execution = self._execution(inputs := self._images(image))
+        execution = self._execution(inputs := self._without_texts(image))
         queries, stream = self._read(inputs, execution)
         self._note(execution.record)
         layout = stream.layout
@@ -137,7 +148,7 @@ class QFormer(Scorer):
         In place of LAVIS's, whose mask is all ones, and which repeats for the beams what transformers repeats too. As there,
         ``repetition_penalty`` has no effect.
         """
-        inputs = self._images(samples["image"])
+        inputs = self._without_texts(samples["image"])
         execution = self._execution(inputs)
         image = self.backbone.read_images(inputs, execution, {})
         states, mask = image.pad()
@@ -167,7 +178,7 @@ class QFormer(Scorer):
         stream = self.backbone.read_images(inputs, execution, {})
         return self.backbone.queries_of(self.backbone.ask(stream, execution)[0]), stream
 
-    def _images(self, image: Tensor) -> VLMInputs:
+    def _without_texts(self, image: Tensor) -> VLMInputs:
         self._check_alone()
         rows = torch.arange(len(image), device=self.device)
         nothing = rows.new_zeros(0, 0)

@@ -64,7 +64,8 @@ class PairScorer:
         if not model.ranks_texts:
             raise TypeError(
                 f"the backbone, a {type(model.backbone).__name__}, has no ranking head, so that it cannot score pairs; give it "
-                "one (METER: num_classes=None, head_name='rank_output'), or evaluate with ValLoop and TestLoop"
+                "one (METER: num_classes=None, head_name='rank_output'; BLIP-2: ranks_texts=True), or evaluate with ValLoop "
+                "and TestLoop"
             )
         if pairs_per_batch < 1:
             raise ValueError(f"pairs_per_batch={pairs_per_batch}: expected at least 1")

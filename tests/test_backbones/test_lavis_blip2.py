@@ -1,12 +1,14 @@
 """BLIP-2's matching models of LAVIS: what the contract tests do not see."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 from smarttrim_mm.backbones.lavis_checkpoint import plain_weights
 from smarttrim_mm.engine import lavis_conversion
+from smarttrim_mm.models.all_pairs import PairScorer
 from smarttrim_mm.registry import LAVIS_ARCHS, MODELS
 from smarttrim_mm.testing import backbone_cases, excite, random_inputs
 
@@ -175,8 +177,9 @@ def test_there_and_back(files, tmp_path):
         (EVA, {"decoder": {"num_hidden_layers": 2}}, ValueError, "LAVIS's blip2_image_text_matching has no decoder"),
         (CLIP, {"model_type": "caption"}, ValueError, "LAVIS's blip2_qformer has 'pretrain', 'pretrain_vitL', 'coco'"),
         (EVA, {"share_images": True}, ValueError, "text_first=True and share_images=True exclude each other"),
+        (EVA, {"ranks_texts": True}, ValueError, "text_first=True and ranks_texts=True exclude each other"),
     ],
-    ids=["image encoder", "option", "decoder", "model type", "sharing"],
+    ids=["image encoder", "option", "decoder", "model type", "sharing", "ranking"],
 )
 def test_errors_of_the_config(name, changes, error, message):
     with pytest.raises(error, match=re.escape(message)):
@@ -197,3 +200,42 @@ def test_images_of_another_size():
     inputs = random_inputs({**backbone.input_format, "image_size": 24}, [3])
     with pytest.raises(ValueError, match=r"images are \(24, 24\) pixels; expected 16 by 16"):
         backbone.host_forward(inputs)
+
+
+# ---- retrieval
+
+
+@pytest.mark.parametrize("policy", [{"type": "Dense"}, {"type": "Random", "keep_ratio": 0.7}, SMARTTRIM])
+@torch.no_grad()
+def test_all_pairs(policy):
+    """Each text and each image encoded once gives the scores of every pair on its own: its matching and its cosine."""
+    model = MODELS.build({"type": "TrimmedVLM", "backbone": {**CASES[CLIP], "ranks_texts": True}, "policy": policy}).eval()
+    excite(model.backbone)
+    inputs = random_inputs(model.backbone.input_format, [9, 4, 2, 7, 9, 3], [0, 0, 1, 1, 1, 2])
+    scorer = PairScorer(model, [inputs], pairs_per_batch=4)
+    scores, trim = scorer.score(inputs, images=3)
+    every = inputs.all_pairs()
+    for kind in ("packed", "masked"):
+        together, record = model.trace(every, kind)
+        torch.testing.assert_close(scores, together, atol=1e-4, rtol=1e-4)
+    near = scorer.similarities(scorer.encode(inputs))
+    assert near.shape == scores.shape == (3, 6) and scores.std() > 0.1 and near.std() > 0.005 and near.abs().max() < 1
+    pairs = replace(every.unshared(), pairs_per_sample=1, targets=None)
+    fits = model.trace(pairs)[0]
+    assert fits.shape == (18, 2)
+    torch.testing.assert_close(fits[:, 1].view(3, 6) + near, scores, atol=1e-4, rtol=1e-4)
+    # an image's sample has its encoding, all fusions, and the texts, which three images share
+    texts = [entry for entry in record.steps if entry.step.stage == "ahead"]
+    share = sum(float(entry.dense().sum()) for entry in texts) + 6 * 32 * 256
+    saved = record.dense_multiply_adds().double() - trim["dense_multiply_adds"]
+    torch.testing.assert_close(saved, torch.full((3,), share * 2 / 3, dtype=torch.double), rtol=1e-5, atol=1)
+
+
+@torch.no_grad()
+def test_alternatives_are_for_a_model_that_ranks():
+    model = MODELS.build({"type": "TrimmedVLM", "backbone": CASES[CLIP], "policy": {"type": "Dense"}}).eval()
+    inputs = random_inputs(model.backbone.input_format, [3, 4])
+    with pytest.raises(ValueError, match="a sample of the batch has 2 image-text pairs"):
+        model.trace(inputs.all_pairs())
+    with pytest.raises(TypeError, match=r"no ranking head.*BLIP-2: ranks_texts=True"):
+        PairScorer(model, [inputs])

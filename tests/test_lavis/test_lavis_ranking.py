@@ -24,13 +24,21 @@ class Loader(list):
         self.dataset = SimpleNamespace(text=texts, image=[f"{i}.png" for i in range(len(images))])
 
 
+ARCHS = ["blip_retrieval", "albef_retrieval", "blip2_qformer", "blip2_image_text_matching"]
+
+
+def sizes_of(arch):
+    """With places for LAVIS's 35 tokens."""
+    text = {**SIZES["text"], "max_position_embeddings": 40, **({"fusion_layer": 1} if arch.startswith("albef") else {})}
+    return {"text": text, "queue_size": 24, "embed_dim": 16, "num_query_token": 4}
+
+
 @pytest.fixture
 def make_ranking(build):
-    """A small trimmed model with places for LAVIS's 35 tokens."""
+    """A small trimmed model."""
 
     def make(arch, policy="Dense"):
-        text = {**SIZES["text"], "max_position_embeddings": 40, **({"fusion_layer": 1} if arch.startswith("albef") else {})}
-        return build(arch, policy, text=text, queue_size=24, embed_dim=16)
+        return build(arch, policy, **sizes_of(arch))
 
     return make
 
@@ -45,13 +53,14 @@ def matrices(model, loader, k_test):
     return model.compute_sim_matrix(loader, task_cfg=OmegaConf.create({"k_test": k_test}))
 
 
-@pytest.mark.parametrize("arch", ["blip_retrieval", "albef_retrieval"])
+@pytest.mark.parametrize("arch", ARCHS)
 @torch.no_grad()
-def test_dense_equals_lavis_own(make_ranking, loader, arch):
+def test_dense_equals_lavis_own(make_ranking, lavis_own, loader, arch):
     model = make_ranking(arch)
+    own = lavis_own(model, **sizes_of(arch))
     for k_test in (1, 4, 7):
         ours = matrices(model, loader, k_test)
-        theirs = model.host_class.compute_sim_matrix(model, loader, OmegaConf.create({"k_test": k_test}))
+        theirs = own.compute_sim_matrix(loader, OmegaConf.create({"k_test": k_test}))
         assert [matrix.shape for matrix in ours] == [(7, 10), (10, 7)]
         for one, other in zip(ours, theirs, strict=True):
             assert ((one > -100).sum(1) == min(k_test, one.shape[1])).all() and one[one > -100].std() > 0.01
@@ -80,7 +89,7 @@ def test_the_report_counts_images_with_their_pairs(make_ranking, loader):
     assert whole["dense_multiply_adds"] > 1.5 * few["dense_multiply_adds"]
 
 
-@pytest.mark.parametrize("arch", ["blip_retrieval", "albef_retrieval"])
+@pytest.mark.parametrize("arch", ARCHS[:3])
 @torch.no_grad()
 def test_what_runs_is_what_the_report_counts(make_ranking, arch):
     """By an independent count of what torch dispatches; attention pads texts of unequal length."""
@@ -110,7 +119,10 @@ def test_two_processes_give_what_one_does(make_ranking, loader, tmp_path, images
 
 
 @torch.no_grad()
-def test_what_is_refused(make_ranking, loader):
+def test_what_is_refused(make_ranking, build, loader):
+    guided = build("blip2_qformer", SMARTTRIM, {"text_first": True}, **sizes_of("blip2_qformer"))
+    with pytest.raises(ValueError, match="text_first is True, and there are images without texts"):
+        matrices(guided, loader, 2)
     model = make_ranking("blip_retrieval")
     with pytest.raises(ValueError, match="top_k=0: expected at least 1"):
         matrices(model, loader, 0)

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 from torch.distributed import HashStore, destroy_process_group, init_process_group
+from torch.multiprocessing import spawn
 
 from smarttrim_mm.backbones.lavis import LavisBackbone
 from smarttrim_mm.backbones.lavis_host import encoding, import_lavis
@@ -109,6 +111,44 @@ def test_no_negative_is_too_unlikely():
     sure = 500 * torch.eye(3)
     drawn = [draw_negatives((sure, sure), torch.arange(3), least=1e-4) for _ in range(60)]
     assert {int(each.images[0]) for each in drawn} == {1, 2} and {int(each.texts[2]) for each in drawn} == {0, 1}
+
+
+# ---- several processes
+
+
+def _step_as_rank(rank, folder):
+    init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    with DefaultScope.overwrite_default_scope("smarttrim_mm"):
+        model = make_model(dropout=False)
+        host = model.backbone.host
+        own = copy.deepcopy(host)
+        inputs = make_batch(model, seed=rank)
+        samples = {"image": inputs.images, "text_input": encoding(inputs.input_ids, inputs.text_mask)}
+        theirs = own(samples)
+        ours, logits = model.learn(inputs)
+        for name in ("loss_itc", "loss_lm"):
+            torch.testing.assert_close(ours[name], theirs[name], msg=name)
+        gradients = []
+        for one, losses in ((host, ours), (own, theirs)):
+            (losses["loss_itc"] + losses["loss_lm"]).backward()
+            gradients.append({name: weight.grad for name, weight in one.named_parameters() if weight.grad is not None})
+        assert logits.contrast.shape == (8, 8) and gradients[0].keys() == gradients[1].keys()
+        for name, gradient in gradients[1].items():
+            torch.testing.assert_close(gradients[0][name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+        drawn = logits.targets.negatives
+        own_pairs = torch.arange(4)
+        assert (
+            set(drawn.images.tolist()) <= {0, 1, 2, 3}
+            and (drawn.images != own_pairs).all()
+            and (drawn.texts != own_pairs).all()
+        )
+    destroy_process_group()
+
+
+@pytest.mark.slow
+def test_contrast_is_with_all_processes(tmp_path):
+    """As LAVIS's; its negatives are of all processes too, ours of the own."""
+    spawn(_step_as_rank, args=(str(tmp_path),), nprocs=2)
 
 
 # ---- both passes of a step

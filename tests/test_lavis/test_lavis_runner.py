@@ -285,11 +285,11 @@ def test_references_in_another_format(tmp_path):
         scores(str(tmp_path / "results.json"), str(tmp_path / "references.json"), "plain")
 
 
-@pytest.mark.parametrize("arch", ["blip_retrieval", "albef_retrieval"])
+@pytest.mark.parametrize("arch", ["blip_retrieval", "albef_retrieval", "blip2_qformer"])
 def test_retrieval(run, flickr30k, arch):
     fusing = {"fusion_layer": 1} if arch.startswith("albef") else {}
     text = {**SIZES["text"], "max_position_embeddings": 40, **fusing}  # LAVIS tests with 35 tokens
-    sizes = {"text": text, "queue_size": 8, "embed_dim": 16}
+    sizes = {"text": text, "queue_size": 8, "embed_dim": 16, "num_query_token": 4, "freeze_vit": False}
     runner = run(arch, flickr30k, "retrieval", arch, model=sizes, k_test=3, use_dist_eval_sampler=False, batch_size_train=4)
     before = {name: value.clone() for name, value in runner.model.state_dict().items()}
     runner.train()
@@ -301,7 +301,8 @@ def test_retrieval(run, flickr30k, arch):
     moved = {
         name.partition(".")[0] for name, value in runner.model.state_dict().items() if not torch.equal(value, before[name])
     }
-    assert moved >= {"visual_encoder", "text_encoder", "vision_proj", "text_proj", "itm_head", "policy", "temp"}
+    reader = "Qformer" if arch == "blip2_qformer" else "text_encoder"
+    assert moved >= {"visual_encoder", reader, "vision_proj", "text_proj", "itm_head", "policy", "temp"}
 
     saved = runner.output_dir / "checkpoint_best.pth"
     options = {"model": {**sizes, "load_finetuned": True, "finetuned": str(saved)}, "evaluate": True}

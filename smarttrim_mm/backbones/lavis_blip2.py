@@ -186,9 +186,9 @@ class Blip2Qformer(LavisClassifier):
 
     @cached_property
     def ahead(self) -> list[LayerStep]:
-        """Views of the Q-Former's layers on a text alone."""
-        layers = self.host.Qformer.bert.encoder.layer
-        return [LayerStep(f"ahead.{i}", {"text": bert_view(layer, "text")}) for i, layer in enumerate(layers)]
+        """Views of the Q-Former's layers on a text alone, whole, whatever was cut of one before."""
+        layers, anew = self.host.Qformer.bert.encoder.layer, frozenset({"text"})
+        return [LayerStep(f"ahead.{i}", {"text": bert_view(layer, "text")}, anew=anew) for i, layer in enumerate(layers)]
 
     def embed_text(self, inputs: VLMInputs, first: Tensor, encodes: bool) -> TokenStream:
         """Embeddings of the texts, padded: [A, T, D]; with the queries before them if ``encodes``, [A, queries + T, D]."""

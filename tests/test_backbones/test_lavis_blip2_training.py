@@ -14,7 +14,7 @@ from smarttrim_mm.backbones.lavis import LavisBackbone
 from smarttrim_mm.backbones.lavis_host import encoding, import_lavis
 from smarttrim_mm.pairs import draw_negatives
 from smarttrim_mm.registry import MODELS
-from smarttrim_mm.testing import count_multiply_adds, excite, random_inputs
+from smarttrim_mm.testing import Strip, count_multiply_adds, excite, random_inputs
 
 CASES = {name: case for name, case in LavisBackbone.small_configs().items() if name.startswith("blip2")}
 EVA = {**CASES["blip2_image_text_matching text first"], "text_first": False}
@@ -214,6 +214,16 @@ def test_trimming_saves():
     assert (record.multiply_adds() < record.dense_multiply_adds()).all()
     words = [entry for entry in record.entries if getattr(entry, "name", "") == "decoder.words"]
     assert len(words) == 1 and torch.equal(words[0].layout.counts(), torch.full((4,), 5.0)), "it reads all queries"
+
+
+@torch.no_grad()
+def test_a_plan_knows_what_is_whole_again():
+    """The text alone, after the queries alone: with nothing kept that may go, a step takes what its plan says."""
+    model = make_model(policy=SMARTTRIM)
+    inputs = model.backbone.prepare(make_batch(model))
+    logits, record = model._run(inputs, model.policy, "masked")
+    stripped = model._run(inputs.after(logits), Strip(model.policy), "masked")[1]
+    torch.testing.assert_close(record.least_multiply_adds(), stripped.multiply_adds(), rtol=1e-5, atol=1)
 
 
 # ---- training

@@ -163,6 +163,24 @@ def test_train_validate_resume_and_test(small_task, path, tmp_path):
         assert {row["answer"] for row in answers} <= set(official_files.VQA_CLASSES)
 
 
+def test_blip2_is_trained_and_ranked_as_blip(small_task, tmp_path):
+    """There is no recipe of LAVIS's for it: BLIP's, on another backbone and without its queue's schedule."""
+    cfg = Config.fromfile(small_task(ROOT / "configs/lavis_blip/blip_flickr30k-retrieval_smarttrim-2x.py"))
+    sizes = {**small(2, vision={"img_size": 32}, text={"max_position_embeddings": 64}), "num_query_token": 4}
+    cfg.model.backbone = {"type": "LavisBackbone", "arch": "blip2_qformer", "ranks_texts": True, **sizes}
+    cfg.model.budget.speedup = 1.2
+    cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook["type"] != "RampUpHook"]
+    cfg.val_cfg.top_k, cfg.test_cfg.top_k = 10, None
+    config, work_dir = tmp_path / f"blip2_{tmp_path.parent.name}.py", tmp_path / "work"
+    cfg.dump(config)
+    cli.train([str(config), "--work-dir", str(work_dir)])
+    logged = [json.loads(line) for line in next(work_dir.glob("*/vis_data/scalars.json")).read_text().splitlines()]
+    steps = [line for line in logged if "loss_itc" in line]
+    assert len(steps) == 4 and all(line["loss_lm"] > 1 and line["loss_itm"] > 0 and "loss_distill" in line for line in steps)
+    metrics = cli.test([str(config), str(work_dir / "iter_4.pth"), "--work-dir", str(tmp_path / "test")])
+    assert 0 <= metrics[RECALL] <= 100 and any(RECALL in line for line in logged)
+
+
 # of retrieval, which has a queue to tell apart, in test_lavis_retrieval.py
 BY_HEART = [path for path in WHOLE if path.stem.endswith("-2x") and "retrieval" not in path.stem]
 

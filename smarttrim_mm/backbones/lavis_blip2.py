@@ -339,6 +339,8 @@ class Blip2Qformer(LavisClassifier):
     def _write(self, inputs: VLMInputs, queries: TokenStream, states: Sequence[Tensor], execution: Execution) -> Tensor:
         """LAVIS's decoder on the texts, after queries that have read the images without them.
 
+        Keys and values of the queries, which LAVIS has cached, are made again, whatever heads were off.
+
         Args:
             inputs: The batch.
             queries: An instance a pair, for the count.

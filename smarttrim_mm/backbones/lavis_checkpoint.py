@@ -75,8 +75,9 @@ def take(found: Conversion, host: Any) -> None:
         host: The LAVIS model.
     """
     host.load_state_dict(found.weights, strict=False)
-    if any(_is_momentum(key) for key in found.initialised):
-        host.copy_params()
+    own = host.state_dict()
+    copies = {key: own[key.replace("_m.", ".", 1)] for key in found.initialised if _is_momentum(key)}
+    host.load_state_dict(copies, strict=False)
 
 
 def lacking(found: Conversion) -> list[str]:

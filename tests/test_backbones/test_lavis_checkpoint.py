@@ -263,6 +263,15 @@ def test_retrieval_starts_from_a_pre_training(start, name):
 
 
 @pytest.mark.parametrize("name", RETRIEVAL)
+def test_only_the_copies_that_a_file_lacks_are_made(start, name):
+    public = public_of(name)
+    own = start(name, {key: value for key, value in public.items() if key != "text_proj_m.bias"}).host.state_dict()
+    assert not torch.equal(public["text_proj.bias"], public["text_proj_m.bias"])
+    expected = public | {"text_proj_m.bias": public["text_proj.bias"]}
+    assert [key for key in own if not torch.equal(own[key], expected[key])] == []
+
+
+@pytest.mark.parametrize("name", RETRIEVAL)
 def test_retrieval_without_momentum_copies(start, name):
     """As files that were shared for tests: copies are made, the queue begins anew."""
     public = public_of(name)

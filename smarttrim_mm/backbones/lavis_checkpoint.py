@@ -107,7 +107,7 @@ def convert_public(public: Mapping[str, Tensor], host: Any) -> Conversion:
         found.changed[key] = f"from {source.partition('.')[0]}, whose last layers it has"
     _fit_positions(found, host)
     _fit_clip_positions(found, host)
-    head = [key for key in own if re.fullmatch(r"cls_head\..+", key)]
+    head = [key for key in own if re.fullmatch(r"cls_head(_m)?\..+", key)]
     if any(key in found.weights and found.weights[key].shape != own[key].shape for key in head):
         found.left_out |= dict.fromkeys(head, "head with other answers")
         found.weights = {key: value for key, value in found.weights.items() if key not in head}

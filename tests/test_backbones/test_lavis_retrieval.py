@@ -301,7 +301,8 @@ def test_all_pairs(arch, policy):
     model = make_model(arch, policy, others={"data_preprocessor": preprocessor}).eval()
     inputs = random_inputs(model.backbone.input_format, [9, 4, 2, 7, 9, 3], [0, 0, 1, 1, 1, 2])
     texts = [ids[mask].tolist() for ids, mask in zip(inputs.input_ids, inputs.text_mask, strict=True)]
-    scores, trim = PairScorer(model, texts, inputs.sample_ids, pairs_per_batch=4).score(inputs, images=3)
+    batches = [model.data_preprocessor.texts(texts[i : i + 4], inputs.sample_ids[i : i + 4]) for i in (0, 4)]
+    scores, trim = PairScorer(model, batches, pairs_per_batch=4).score(inputs, images=3)
     together, record = model.trace(inputs.all_pairs())
     assert scores.std() > 0.1
     torch.testing.assert_close(scores, together, atol=1e-4, rtol=1e-4)

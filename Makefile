@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: quickstart test test-slow lint format clean
@@ -9,8 +10,9 @@ export HF_HUB_OFFLINE ?= 1
 quickstart: $(VENV)/installed  ## train, trim, test and time a small METER on real data; a CPU is enough
 	$(BIN)/python tools/quickstart.py $(ARGS)
 
-test: $(VENV)/installed-dev  ## all fast tests
-	$(BIN)/python -m pytest $(ARGS)
+test: export OMP_NUM_THREADS ?= 1
+test: $(VENV)/installed-dev  ## all fast tests, by WORKERS processes of a thread each
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/installed-dev  ## full-size models and real trainings
 	$(BIN)/python -m pytest -m slow $(ARGS)

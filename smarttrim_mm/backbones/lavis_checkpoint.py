@@ -75,8 +75,9 @@ def take(found: Conversion, host: Any) -> None:
         host: The LAVIS model.
     """
     host.load_state_dict(found.weights, strict=False)
-    if any(_is_momentum(key) for key in found.initialised):
-        host.copy_params()
+    own = host.state_dict()
+    copies = {key: own[key.replace("_m.", ".", 1)] for key in found.initialised if _is_momentum(key)}
+    host.load_state_dict(copies, strict=False)
 
 
 def lacking(found: Conversion) -> list[str]:
@@ -106,7 +107,7 @@ def convert_public(public: Mapping[str, Tensor], host: Any) -> Conversion:
         found.changed[key] = f"from {source.partition('.')[0]}, whose last layers it has"
     _fit_positions(found, host)
     _fit_clip_positions(found, host)
-    head = [key for key in own if re.fullmatch(r"cls_head\..+", key)]
+    head = [key for key in own if re.fullmatch(r"cls_head(_m)?\..+", key)]
     if any(key in found.weights and found.weights[key].shape != own[key].shape for key in head):
         found.left_out |= dict.fromkeys(head, "head with other answers")
         found.weights = {key: value for key, value in found.weights.items() if key not in head}

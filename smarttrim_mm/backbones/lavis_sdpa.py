@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from smarttrim_mm.backbones.lavis_host import import_lavis
 
@@ -17,7 +17,7 @@ class SdpaAttention:
     """Within ``with``, every attention of a LAVIS model is computed by ``scaled_dot_product_attention``.
 
     Weights, masks, caches and outputs stay the host's; only instances are changed, and changed back. Can be entered again and
-    again.
+    again. CLIP's ViT has torch's own attention, which does so anyway.
 
     Args:
         host: The LAVIS model.
@@ -29,8 +29,10 @@ class SdpaAttention:
     def __init__(self, host: nn.Module) -> None:
         kinds: dict[type[nn.Module], Callable[..., Any]] = {
             import_lavis("lavis.models.vit").Attention: attend_image,
+            import_lavis("lavis.models.eva_vit").Attention: attend_eva,
             import_lavis("lavis.models.med").BertSelfAttention: attend_text,
             import_lavis("lavis.models.blip_models.nlvr_encoder").BertSelfAttention: attend_text,
+            import_lavis("lavis.models.blip2_models.Qformer").BertSelfAttention: attend_text,
         }
         self.forwards = [(module, partial(kinds[type(module)], module)) for module in host.modules() if type(module) in kinds]
 
@@ -58,7 +60,32 @@ def attend_image(module: Any, x: Tensor, register_hook: bool = False) -> Tensor:
         ValueError: If the weights themselves are wanted, or dropout is on.
     """
     _refuse(module, module.attn_drop, register_hook=register_hook)
-    q, k, v = module.qkv(x).unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, N, d] each
+    return _mixed(module, module.qkv(x))
+
+
+def attend_eva(module: Any, x: Tensor, rel_pos_bias: Tensor | None = None) -> Tensor:
+    """What LAVIS's ``eva_vit.Attention`` computes.
+
+    Args:
+        module: The attention.
+        x: Tokens, [B, N, D].
+        rel_pos_bias: Is added to the scores.
+
+    Returns:
+        [B, N, D].
+
+    Raises:
+        ValueError: If relative positions enter the scores, or dropout is on.
+    """
+    relative = module.relative_position_bias_table is not None
+    _refuse(module, module.attn_drop, rel_pos_bias=rel_pos_bias is not None, relative_position_bias_table=relative)
+    q, v = module.q_bias, module.v_bias
+    return _mixed(module, linear(x, module.qkv.weight, None if q is None else torch.cat([q, torch.zeros_like(v), v])))
+
+
+def _mixed(module: Any, qkv: Tensor) -> Tensor:
+    """Queries, keys and values side by side, [B, N, 3 D] -> [B, N, D]."""
+    q, k, v = qkv.unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, N, d] each
     y = scaled_dot_product_attention(q, k, v, scale=module.scale)
     return module.proj_drop(module.proj(y.transpose(1, 2).flatten(2)))
 
@@ -73,7 +100,7 @@ def attend_text(
     past_key_value: tuple[Tensor, Tensor] | None = None,
     output_attentions: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """What LAVIS's ``BertSelfAttention`` computes, of ``med`` and of ``nlvr_encoder``.
+    """What LAVIS's ``BertSelfAttention`` computes, of ``med``, of ``nlvr_encoder`` and of the Q-Former.
 
     Args:
         module: The attention.
@@ -102,8 +129,8 @@ def attend_text(
     )
     read = hidden_states if encoder_hidden_states is None else encoder_hidden_states
     q, k, v = (
-        linear(x).unflatten(-1, (module.num_attention_heads, -1)).transpose(1, 2)
-        for linear, x in ((module.query, hidden_states), (module.key, read), (module.value, read))
+        project(x).unflatten(-1, (module.num_attention_heads, -1)).transpose(1, 2)
+        for project, x in ((module.query, hidden_states), (module.key, read), (module.value, read))
     )
     if past_key_value is not None and not crosses:
         k, v = (torch.cat([past, new], 2) for past, new in zip(past_key_value, (k, v), strict=True))

@@ -33,7 +33,7 @@ class Measurement:
 
     Attributes:
         knob: The policy's knob in this pass.
-        accuracy: Share of right answers, 0-1.
+        accuracy: Share of right answers, or of right next tokens where answers are texts, 0-1.
         multiply_adds: Decided, mean per sample.
         dense_multiply_adds: Of the untrimmed model, mean per sample.
         least_multiply_adds: If only protected tokens and no head that the policy decides on were kept, mean per sample.
@@ -179,21 +179,21 @@ def measure(model: TrimmedVLM, batches: Iterable[VLMInputs]) -> Measurement:
     Raises:
         ValueError: If there are no batches, or they have no targets.
     """
-    right = samples = 0
+    right = judged = samples = 0
     totals = torch.zeros(3, dtype=torch.float64)
     for inputs in batches:
         if inputs.targets is None:
             raise ValueError("inputs.targets is None; calibration needs data with answers, to show what the trimming costs")
         logits, record = model.trace(inputs)
-        right += int(is_right(logits, inputs.targets).sum())
-        samples += len(logits)
+        found = is_right(logits, inputs.targets)  # of texts, a token each
+        right, judged, samples = right + int(found.sum()), judged + len(found), samples + record.samples
         costs = (record.multiply_adds(), record.dense_multiply_adds(), record.least_multiply_adds())
         totals += torch.stack(costs).double().sum(1).cpu()
     if samples == 0:
         raise ValueError("there are no batches to measure; check the config's val_dataloader and --max-batches")
     decided, dense, least = (totals / samples).tolist()
     knob = model.policy.get_knob() if model.policy.knob is not None else float("nan")
-    return Measurement(knob, right / samples, decided, dense, least, samples)
+    return Measurement(knob, right / judged, decided, dense, least, samples)
 
 
 def check_request(model: TrimmedVLM, speedup: float, margin: float, tolerance: float) -> Knob:

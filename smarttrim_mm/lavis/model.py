@@ -195,14 +195,9 @@ class TrimmedModel(BaseModel):
         self._spent += torch.tensor([len(decided), *sums], dtype=torch.float64)
 
     def _move(self, samples: Mapping[str, Any]) -> None:
-        missing = [name for name in ("epoch", "iters", "num_iters_per_epoch") if name not in samples]
-        if missing:
-            raise ValueError(
-                f"the batch has no {', '.join(missing)}, and model.trimming.schedules need to know where the training is. "
-                "LAVIS's tasks write them; in a loop of your own do so too, or leave schedules out and call set_curriculum()"
-            )
-        done = samples["epoch"] * samples["num_iters_per_epoch"] + samples["iters"]
-        all_of_them = max(round((self._epochs or 0) * samples["num_iters_per_epoch"]), 1)
+        place = place_of(samples, "model.trimming.schedules need", ", or leave schedules out and call set_curriculum()")
+        done = place["epoch"] * place["num_iters_per_epoch"] + place["iters"]
+        all_of_them = max(round((self._epochs or 0) * place["num_iters_per_epoch"]), 1)
         self._go_to(done, all_of_them)
         self._at = (done + 1, all_of_them)
 
@@ -222,6 +217,27 @@ class TrimmedModel(BaseModel):
         cut = {"truncation": True, "max_length": self.max_txt_len} if hasattr(self, "max_txt_len") else {}
         texts = [texts] if isinstance(texts, str) else texts
         return self.tokenizer(texts, padding=self.padding, return_tensors="pt", **cut).to(self.device)
+
+
+def place_of(samples: Mapping[str, Any], who: str, instead: str = "") -> dict[str, Any]:
+    """Where the training is: what LAVIS's tasks write of it into a batch.
+
+    Args:
+        samples: The batch.
+        who: Needs to know it, for the message.
+        instead: What else could be done, likewise.
+
+    Raises:
+        ValueError: If the batch does not say.
+    """
+    names = ("epoch", "iters", "num_iters_per_epoch")
+    missing = [name for name in names if name not in samples]
+    if missing:
+        raise ValueError(
+            f"the batch has no {', '.join(missing)}, and {who} to know where the training is. LAVIS's tasks write them; in a "
+            f"loop of your own do so too{instead}"
+        )
+    return {name: samples[name] for name in names}
 
 
 def methods_of(adapter: type[LavisBackbone]) -> Callable[[type[TrimmedModel]], type[TrimmedModel]]:

@@ -7,7 +7,7 @@ import torch
 
 from smarttrim_mm.backbones.lavis_retrieval import LavisRetriever
 from smarttrim_mm.inputs import TextTargets, VLMInputs
-from smarttrim_mm.lavis.model import methods_of
+from smarttrim_mm.lavis.model import methods_of, place_of
 from smarttrim_mm.lavis.ranking import Ranker
 
 
@@ -29,10 +29,9 @@ class Retriever(Ranker):
             LAVIS's output with ``loss``, the sum of all losses, and, detached, its parts ``loss_itc`` and ``loss_itm``.
 
         Raises:
-            ValueError: If LAVIS's queue cannot take the batch, or it has no two images.
+            ValueError: If LAVIS's queue cannot take the batch, it has no two images, or does not say where the training is.
         """
-        place = {name: samples[name] for name in ("epoch", "iters", "num_iters_per_epoch")}
-        self.backbone.ramp_up = self._rampup_factor(**place)
+        self.backbone.ramp_up = self._rampup_factor(**place_of(samples, "the momentum targets' share (alpha) needs"))
         loss, _ = self.learn(samples, None)
         return self.output_class(loss=loss, **{name: self.last_losses[name] for name in ("loss_itc", "loss_itm")})
 

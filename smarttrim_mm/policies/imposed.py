@@ -70,7 +70,8 @@ class ImposedShares:
     - **Shares** lie evenly between ``mean (1 - sqrt(3) spread)`` and ``mean (1 + sqrt(3) spread)``; what is above 1 keeps all.
     - **Tokens** of a stream fall away geometrically over the ``n`` layers of the first stage that may cut it: before the i-th,
       all but ``share ** (2 i / n)`` of those that are not protected, rounded up, are gone. Half-way the share is left, at the
-      end its square. Later stages drop no more. Which tokens fall is drawn at random.
+      end its square. Later stages drop no more; a stream that begins one of them anew falls to that square at once. Which
+      tokens fall is drawn at random.
     - **Heads**: every attention that may be cut keeps the share of its heads, rounded up or down at random so that the mean is
       met. Which ones is drawn for each instance and attention.
 

@@ -209,10 +209,14 @@ def test_images_of_another_size():
 @torch.no_grad()
 def test_all_pairs(policy):
     """Each text and each image encoded once gives the scores of every pair on its own: its matching and its cosine."""
-    model = MODELS.build({"type": "TrimmedVLM", "backbone": {**CASES[CLIP], "ranks_texts": True}, "policy": policy}).eval()
+    preprocessor = {"type": "VisionLanguagePreprocessor", "pad_id": 0, "special_ids": [101, 102]}
+    config = {"backbone": {**CASES[CLIP], "ranks_texts": True}, "policy": policy, "data_preprocessor": preprocessor}
+    model = MODELS.build({"type": "TrimmedVLM", **config}).eval()
     excite(model.backbone)
     inputs = random_inputs(model.backbone.input_format, [9, 4, 2, 7, 9, 3], [0, 0, 1, 1, 1, 2])
-    scorer = PairScorer(model, [inputs], pairs_per_batch=4)
+    texts = [ids[mask].tolist() for ids, mask in zip(inputs.input_ids, inputs.text_mask, strict=True)]
+    batches = [model.data_preprocessor.texts(texts[i : i + 4], inputs.sample_ids[i : i + 4]) for i in (0, 4)]
+    scorer = PairScorer(model, batches, pairs_per_batch=4)
     scores, trim = scorer.score(inputs, images=3)
     every = inputs.all_pairs()
     for kind in ("packed", "masked"):

@@ -263,6 +263,15 @@ def test_retrieval_starts_from_a_pre_training(start, name):
 
 
 @pytest.mark.parametrize("name", RETRIEVAL)
+def test_only_the_copies_that_a_file_lacks_are_made(start, name):
+    public = public_of(name)
+    own = start(name, {key: value for key, value in public.items() if key != "text_proj_m.bias"}).host.state_dict()
+    assert not torch.equal(public["text_proj.bias"], public["text_proj_m.bias"])
+    expected = public | {"text_proj_m.bias": public["text_proj.bias"]}
+    assert [key for key in own if not torch.equal(own[key], expected[key])] == []
+
+
+@pytest.mark.parametrize("name", RETRIEVAL)
 def test_retrieval_without_momentum_copies(start, name):
     """As files that were shared for tests: copies are made, the queue begins anew."""
     public = public_of(name)
@@ -278,10 +287,13 @@ def test_retrieval_without_momentum_copies(start, name):
 
 
 def test_a_head_with_other_answers_is_new(start):
-    public, before = public_of(BLIP, num_classes=3), build(BLIP).host.state_dict()
-    own = start(BLIP, public).host.state_dict()
-    assert torch.equal(own["cls_head.2.weight"], before["cls_head.2.weight"])
-    assert torch.equal(own["visual_encoder.norm.weight"], public["visual_encoder.norm.weight"])
+    for name in (BLIP, ALBEF):
+        public, before = public_of(name, num_classes=3), build(name).host.state_dict()
+        own = start(name, public).host.state_dict()
+        assert torch.equal(own["cls_head.2.weight"], before["cls_head.2.weight"])
+        assert torch.equal(own["visual_encoder.norm.weight"], public["visual_encoder.norm.weight"])
+    assert torch.equal(own["cls_head_m.2.weight"], own["cls_head.2.weight"])  # ALBEF's momentum copy
+    assert torch.equal(own["text_encoder_m.embeddings.LayerNorm.bias"], public["text_encoder_m.embeddings.LayerNorm.bias"])
 
 
 @pytest.mark.parametrize(

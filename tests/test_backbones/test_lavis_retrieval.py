@@ -297,9 +297,12 @@ def test_scores_are_those_of_lavis_evaluation(arch):
 @torch.no_grad()
 def test_all_pairs(arch, policy):
     """Each text and each image encoded once gives the scores of every pair on its own."""
-    model = make_model(arch, policy).eval()
+    preprocessor = {"type": "VisionLanguagePreprocessor", "pad_id": 0, "special_ids": [101, 102]}
+    model = make_model(arch, policy, others={"data_preprocessor": preprocessor}).eval()
     inputs = random_inputs(model.backbone.input_format, [9, 4, 2, 7, 9, 3], [0, 0, 1, 1, 1, 2])
-    scores, trim = PairScorer(model, [inputs], pairs_per_batch=4).score(inputs, images=3)
+    texts = [ids[mask].tolist() for ids, mask in zip(inputs.input_ids, inputs.text_mask, strict=True)]
+    batches = [model.data_preprocessor.texts(texts[i : i + 4], inputs.sample_ids[i : i + 4]) for i in (0, 4)]
+    scores, trim = PairScorer(model, batches, pairs_per_batch=4).score(inputs, images=3)
     together, record = model.trace(inputs.all_pairs())
     assert scores.std() > 0.1
     torch.testing.assert_close(scores, together, atol=1e-4, rtol=1e-4)

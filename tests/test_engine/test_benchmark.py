@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,13 @@ def test_result_holds_the_compute_of_the_timed_pairs(small_model, batches):
     assert result["contenders"][HOST]["decided_multiply_adds"] == pytest.approx(dense)
     assert result["contenders"][HOST]["speedup"] == {"median": 1.0, "q1": 1.0, "q3": 1.0}
     assert 0 <= result["largest_logit_difference_of_dense_forwards"] < 1e-4
+
+
+def test_a_forward_that_breaks_is_not_overlooked(small_model, batches, monkeypatch):
+    model = small_model({"type": "Dense"})
+    own = model.host_forward
+    monkeypatch.setattr(model, "host_forward", lambda inputs: own(inputs).index_fill(1, torch.tensor([0]), float("nan")))
+    assert math.isnan(benchmark(model, iter(batches(model)), warmup=1)["largest_logit_difference_of_dense_forwards"])
 
 
 def test_dense_policy_is_not_timed_twice(small_model, batches):

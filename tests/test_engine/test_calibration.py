@@ -1,10 +1,14 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from smarttrim_mm.engine import calibration
 from smarttrim_mm.engine.calibration import bisect, calibrate, measure, save_calibrated
+from smarttrim_mm.inputs import TextTargets
+from smarttrim_mm.registry import MODELS
+from smarttrim_mm.testing import backbone_cases, random_inputs
 from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file, newest_checkpoint
 
 SMARTTRIM = {"type": "SmartTrim", "stable_init": False}
@@ -91,6 +95,21 @@ def test_measurement_is_that_of_all_pairs(small_model, batches):
     assert at.accuracy == pytest.approx(torch.cat(right).float().mean().item())
     assert at.multiply_adds == pytest.approx(torch.cat([r.multiply_adds() for _, r in traces]).mean().item(), rel=1e-6)
     assert at.least_multiply_adds < at.multiply_adds < at.dense_multiply_adds
+
+
+@torch.inference_mode()
+def test_texts_are_judged_by_token_and_counted_by_sample():
+    backbone = backbone_cases()["LavisBackbone/blip_caption shared images"]
+    model = MODELS.build({"type": "TrimmedVLM", "backbone": backbone, "policy": SMARTTRIM}).eval()
+    ids = torch.tensor([[101, 5, 8, 9, 102], [101, 7, 102, 0, 0], [101, 6, 4, 102, 0]])
+    targets = TextTargets(ids, ids > 0, torch.ones(3), torch.tensor([0, 0, 1]), 2)
+    inputs = replace(random_inputs(model.backbone.input_format, [4, 4]), targets=targets)
+    logits, record = model.trace(inputs)
+    assert logits.shape[0] == 4 + 2 + 3
+    found = measure(model, [inputs, inputs])
+    assert found.samples == 4
+    assert found.accuracy == pytest.approx((logits.argmax(1) == targets.tokens).float().mean().item())
+    assert found.dense_multiply_adds == pytest.approx(record.dense_multiply_adds().mean().item())
 
 
 def test_speed_up_beyond_reach_names_what_is_reachable(small_model, batches):

@@ -15,6 +15,9 @@ NAMES = [
     "LavisBackbone/albef_nlvr shared images",
     "LavisBackbone/blip_nlvr shared images",
     "LavisBackbone/blip_vqa text first",
+    "LavisBackbone/blip_retrieval shared images",
+    "LavisBackbone/blip_caption shared images",
+    "LavisBackbone/blip2_image_text_matching text first",
 ]
 SMARTTRIM = {"type": "SmartTrim", "stable_init": False}
 

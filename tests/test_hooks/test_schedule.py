@@ -98,7 +98,7 @@ def test_momentum_targets_ramp_up(toy_config):
     with pytest.raises(ValueError, match="RampUpHook needs a backbone with momentum targets, and NoneType has none"):
         runner.train()
     runner.model.backbone = torch.nn.Identity()
-    runner.model.backbone.ramp_up = 1.0
+    runner.model.backbone.ramp_up = -1.0  # moved by the hook alone
     runner.train()
     logged = runner.message_hub.get_scalar("train/ramp_up").data[0].tolist()
     assert logged == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0] and runner.model.backbone.ramp_up == 1.0

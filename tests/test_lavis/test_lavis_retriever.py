@@ -57,6 +57,14 @@ def test_all_losses_are_in_the_loss(build, batch, arch):
     assert int(model.queue_ptr) == 3, "both passes are one step"
 
 
+def test_a_batch_says_where_the_training_is(build, batch):
+    model = build("albef_retrieval").train()
+    samples = {name: value for name, value in batch(model).items() if name not in ("iters", "epoch")}
+    with pytest.raises(ValueError, match=r"no epoch, iters, and the momentum targets' share \(alpha\) needs to know"):
+        model(samples)
+    assert int(model.queue_ptr) == 0
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_a_text_does_not_guide_retrieval(build, arch):
     with pytest.raises(ValueError, match=f"text_first=True with {arch}: retrieval scores every image with every text"):

@@ -168,6 +168,20 @@ def test_a_plan_that_differs_by_instance_and_step(encoder_layer, stream):
     assert [planned.policy.tolist() for planned in plan] == [[60, 40], [40, 30], [0, 0]]  # scored before each cut
 
 
+def test_a_stream_that_begins_anew_is_whole_in_a_plan(encoder_layer, stream):
+    _, step = encoder_layer(True)
+
+    class CutsFirst(Policy):
+        def trims(self, each):
+            return frozenset({"words"} if each is step else ()), frozenset()
+
+    for anew, left in (((), [1.0, 1.0]), (("words",), [6.0, 4.0])):
+        execution = Execution(CutsFirst(steps=[]), sample_ids=IDS, kind="masked")
+        execution.run([step, replace(step, anew=frozenset(anew))], {"words": stream})
+        plan = execution.record.plan(execution.policy, 0.0)
+        assert [planned.tokens["words"].tolist() for planned in plan] == [[1.0, 1.0], left]
+
+
 def test_decided_compute_is_differentiable(encoder_layer, fixed, stream):
     _, step = encoder_layer(True)
     keep = torch.ones(2, 6, requires_grad=True)

@@ -29,6 +29,7 @@ TASKS = {
     "flickr30k-retrieval": (partial(official_files.write_karpathy, source="flickr30k", images=20), "flickr30k", RECALL),
     "coco-retrieval": (partial(official_files.write_karpathy, source="coco", images=20), "coco", RECALL),
     "easy-vqa": (None, None, "vqa/accuracy"),  # comes with its package
+    "easy-vqa-single": (None, None, "vqa/accuracy"),
 }
 SIZES = {
     "blip_nlvr": small(7, vision={"img_size": 32}),  # with a layer that merges NLVR2's attentions

@@ -81,6 +81,7 @@ def write(
     end_id: int,
     pad_id: int,
     on_run: OnRun,
+    **more: Tensor,
 ) -> Tensor:
     """Lets a decoder write by transformers' ``generate``.
 
@@ -88,7 +89,7 @@ def write(
     may find others for those that were found before.
 
     Args:
-        decoder: LAVIS's ``XBertLMHeadDecoder``.
+        decoder: LAVIS's ``XBertLMHeadDecoder``, or BLIP-2's Q-Former.
         begun: What is there of the texts, long [A, t].
         states: What it reads, padded on the right, [A, M, D].
         mask: True at what is real of it, bool [A, M].
@@ -96,6 +97,7 @@ def write(
         end_id: Id of the token that ends a text.
         pad_id: Id behind it.
         on_run: Called before each run of the decoder.
+        **more: What the decoder gets besides, a row for each text.
 
     Returns:
         Token ids, what was there and the end tokens included, long [A, L].
@@ -120,6 +122,7 @@ def write(
                 input_ids=begun[some],
                 encoder_hidden_states=states[some, :width],
                 encoder_attention_mask=mask[some, :width].long(),
+                **{name: each[some] for name, each in more.items()},
                 **settings,
             )
         finally:

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BatchEncoding
 
 from smarttrim_mm.backbones.lavis_blip2 import Blip2Matching, Blip2Qformer
 from smarttrim_mm.backbones.lavis_host import import_lavis, linears
+from smarttrim_mm.backbones.lavis_writing import OnRun, Writing, write
 from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.lavis.classifier import Scorer
-from smarttrim_mm.lavis.model import methods_of
+from smarttrim_mm.lavis.model import identities, methods_of
 from smarttrim_mm.lavis.ranking import Ranker
 from smarttrim_mm.layers.execution import Execution
 from smarttrim_mm.structures import PackedLayout, TokenStream
@@ -80,7 +81,7 @@ class QFormer(Ranker, Scorer):
         if mode == "text":
             return self.host_class.extract_features(self, samples, mode=mode)
         if mode == "image":
-            execution = self._execution(inputs := self._without_texts(samples["image"]))
+            execution = self._execution(inputs := self._without_texts(samples["image"], samples))
             queries, _ = self._read(inputs, execution)
             features = self.backbone.image_features(queries, execution)
             self._note(execution.record)
@@ -93,10 +94,13 @@ class QFormer(Ranker, Scorer):
         return Features(multimodal_embeds=queries)
 
     def forward_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """What the queries made of the images, [I, queries, D], and the images' tokens, zeros where they were dropped."""
+        """What the queries made of the images, [I, queries, D], and the images' tokens, zeros where they were dropped.
+
+        A part of a prediction, as :meth:`compute_itm`: ``compute_report()`` leaves both out.
+        """
         execution = self._execution(inputs := self._without_texts(image))
         queries, stream = self._read(inputs, execution)
-        self._note(execution.record)
+        self.last_record = execution.record
         layout = stream.layout
         tokens = stream.x.new_zeros(*layout.kept_grid().shape, stream.x.shape[-1])
         if isinstance(layout, PackedLayout):
@@ -129,7 +133,7 @@ class QFormer(Ranker, Scorer):
         streams = {name: execution.start(stream) for name, stream in streams.items()}
         text = execution.run(self.backbone.steps["fusion"], streams)["text"]
         scores = self.backbone.match(text, execution)[:, 1]
-        self._note(execution.record)
+        self.last_record = execution.record
         return scores
 
     @torch.no_grad()
@@ -145,30 +149,31 @@ class QFormer(Ranker, Scorer):
     ) -> list[str]:
         """Captions by LAVIS's decoder, which runs whole on what the image encoder has kept.
 
-        In place of LAVIS's, whose mask is all ones, and which repeats for the beams what transformers repeats too. As there,
-        ``repetition_penalty`` has no effect.
+        In place of LAVIS's, whose mask is all ones, and which repeats for the beams what transformers repeats too. Beams search
+        for each image alone, see :func:`~smarttrim_mm.backbones.lavis_writing.write`. As in LAVIS, ``repetition_penalty`` has
+        no effect.
         """
-        inputs = self._without_texts(samples["image"])
+        inputs = self._without_texts(samples["image"], samples)
         execution = self._execution(inputs)
         image = self.backbone.read_images(inputs, execution, {})
         states, mask = image.pad()
-        count = self.Qformer.register_forward_pre_hook(self._counter(image, execution), with_kwargs=True)
-        try:
-            written = self.Qformer.generate(
-                input_ids=torch.full((len(states), 1), self.tokenizer.bos_token_id, device=self.device),
-                query_embeds=self.query_tokens.expand(len(states), -1, -1),
-                encoder_hidden_states=states,
-                encoder_attention_mask=mask.long(),
+        written = write(
+            self.Qformer,
+            torch.full((len(states), 1), self.tokenizer.bos_token_id, device=self.device),
+            states,
+            mask,
+            Writing(
+                num_beams=num_beams,
                 max_length=max_length,
                 min_length=min_length,
-                num_beams=1 if use_nucleus_sampling else num_beams,
-                do_sample=use_nucleus_sampling,
-                top_p=top_p if use_nucleus_sampling else None,
-                eos_token_id=self.tokenizer.sep_token_id,
-                pad_token_id=self.tokenizer.pad_token_id,
-            )
-        finally:
-            count.remove()
+                nucleus=use_nucleus_sampling,
+                top_p=top_p,
+            ),
+            end_id=self.tokenizer.sep_token_id,
+            pad_id=self.tokenizer.pad_token_id,
+            on_run=self._counter(image, execution),
+            query_embeds=self.query_tokens.expand(len(states), -1, -1),
+        )
         self._note(execution.record)
         captions: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return captions
@@ -178,9 +183,10 @@ class QFormer(Ranker, Scorer):
         stream = self.backbone.read_images(inputs, execution, {})
         return self.backbone.queries_of(self.backbone.ask(stream, execution)[0]), stream
 
-    def _without_texts(self, image: Tensor) -> VLMInputs:
+    def _without_texts(self, image: Tensor, samples: Mapping[str, Any] = {}) -> VLMInputs:
+        """A batch of images alone, whose identities are those of the samples or else their places."""
         self._check_alone()
-        rows = torch.arange(len(image), device=self.device)
+        rows = identities(samples, len(image)).to(self.device)
         nothing = rows.new_zeros(0, 0)
         there = nothing.bool()
         return VLMInputs(image, None, rows, nothing, there, there, sample_ids=rows)
@@ -195,20 +201,21 @@ class QFormer(Ranker, Scorer):
     def _execution(self, inputs: VLMInputs) -> Execution:
         return Execution(self.policy, sample_ids=inputs.sample_ids, kind="masked" if self.training else "packed")
 
-    def _counter(self, image: TokenStream, execution: Execution) -> Any:
-        """Records each run of the decoder: the beams of an image follow each other; queries run again with every word."""
+    def _counter(self, image: TokenStream, execution: Execution) -> OnRun:
+        """Records each run of the decoder, in which the queries run again with every word."""
         backbone = self.backbone
         views = [step.layers["text"] for step in backbone.steps["fusion"]]
         head = sum(linear.weight.numel() for linear in linears(self.Qformer.cls))
 
-        def note(_: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Any]) -> None:
-            ids = args[0] if args else kwargs["input_ids"]
-            beams, words = len(ids) // image.layout.batch_size, ids.shape[1]
-            index = torch.arange(image.layout.batch_size, device=ids.device).repeat_interleave(beams)
-            tokens = backbone.queries + words
-            lengths = torch.full_like(index, tokens)
-            execution.decoder({"image": views}, image, lengths, index, name="decoder.layers", per_token=0, padded=tokens)
-            execution.linear(beams * words * head, name="head.cls")
+        def note(ids: Tensor, index: Tensor, done: Tensor) -> None:
+            for name, layers, tokens, per_token in (
+                ("decoder.layers", views, backbone.queries + ids.shape[1], 0),
+                ("decoder.cls", [], ids.shape[1], head),
+            ):
+                lengths = torch.full_like(index, tokens)
+                execution.decoder(
+                    {"image": layers}, image, lengths, index, name=name, per_token=per_token, padded=tokens, done=done
+                )
 
         return note
 

@@ -122,7 +122,7 @@ class TrimmedModel(BaseModel):
         images = [samples["image"]] if each == 1 else [samples[f"image{i}"] for i in range(each)]
         words = self._tokenize(samples["text_input"])
         samples["tokenized_text"] = words
-        ids = _identities(samples, len(words.input_ids)).to(self.device)
+        ids = identities(samples, len(words.input_ids)).to(self.device)
         pairs = torch.arange(len(ids), device=self.device).repeat_interleave(each)
         return VLMInputs(
             images=torch.stack(images, 1).flatten(0, 1),
@@ -274,7 +274,7 @@ def trimmed_class(arch: str, adapter: type[LavisBackbone], host_class: Any) -> t
     return type(f"SmartTrim{host_class.__name__}", (methods, host_class), own)
 
 
-def _identities(samples: Mapping[str, Any], count: int) -> Tensor:
+def identities(samples: Mapping[str, Any], count: int) -> Tensor:
     """Stable numbers of the samples of a batch, long [G], where its data set has them."""
     for name in ("question_id", "instance_id"):
         given = [str(int(each) if isinstance(each, Tensor) else each) for each in samples.get(name, ())]

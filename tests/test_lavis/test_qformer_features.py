@@ -88,6 +88,28 @@ def _once(repeat):
     return repeated
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("policy", ["Dense", SMARTTRIM, HALF], ids=["dense", "smarttrim", "random"])
+@torch.no_grad()
+def test_a_caption_and_its_compute_are_those_of_its_image_alone(build, batch, policy, beams):
+    torch.manual_seed(0)
+    model = build(QFORMER, policy, num_query_token=4)
+    samples = {**batch(model), "instance_id": ["7", "11", "5"]}
+    asked = {"num_beams": beams, "max_length": 12, "min_length": 2}
+    some_end_early = False
+    for _ in range(8):
+        model.Qformer.cls.predictions.bias[model.tokenizer.sep_token_id] += 0.35  # the end is likelier each time
+        together, costs = model.generate(samples, **asked), model.last_record.multiply_adds()
+        words = set()
+        for i in range(3):
+            one = {"image": samples["image"][i : i + 1], "instance_id": samples["instance_id"][i : i + 1]}
+            assert model.generate(one, **asked) == together[i : i + 1]
+            torch.testing.assert_close(model.last_record.multiply_adds(), costs[i : i + 1])
+            words.add(len(model.last_record.entries))
+        some_end_early |= len(words) > 1
+    assert some_end_early
+
+
 @torch.no_grad()
 def test_what_is_dropped_stays_out(pair, batch):
     model, _ = pair(QFORMER, HALF)
@@ -113,7 +135,7 @@ def test_all_compute_is_counted(build, batch, asked):
 
     def run():
         if asked == "generate":
-            return model.generate(samples, num_beams=2, max_length=6)
+            return model.generate(samples, num_beams=2, max_length=6, min_length=2)
         return model(samples, match_head="itc") if asked == "itc" else model.extract_features(samples, asked)
 
     _, counted = count_multiply_adds(run)

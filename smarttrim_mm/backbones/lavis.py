@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from smarttrim_mm.backbones.lavis_checkpoint import load_public
-from smarttrim_mm.backbones.lavis_host import GivenTokens, encoding, import_lavis, linears, vit_view
+from smarttrim_mm.backbones.lavis_host import (
+    GivenTokens,
+    encoding,
+    host_options,
+    import_lavis,
+    linears,
+    refuse_decoder,
+    vit_view,
+)
 from smarttrim_mm.backbones.lavis_sdpa import SdpaAttention
 from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.layers.bert_views import bert_view
@@ -406,16 +414,11 @@ class LavisBackbone(nn.Module):
         if "text_decoder" in named:
             config = BertConfig(**{**bert, **cls.decoder_defaults, **decoder, "encoder_width": width})
             parts["text_decoder"] = import_lavis("lavis.models.med").XBertLMHeadDecoder(config=config)
-        elif decoder:
-            raise ValueError(f"decoder is {dict(decoder)}; LAVIS's {arch} has no decoder. Leave it out")
-        accepted = [name for name in named if name not in ("self", *parts)]
-        unknown = sorted(options.keys() - set(accepted))
-        if unknown:
-            raise TypeError(f"LAVIS's {host_class.__name__} has no {', '.join(unknown)}; it has {', '.join(accepted)}")
-        found = {**cls.option_defaults, **{name: settings[name] for name in accepted if name in settings}}
-        if "use_distill" in accepted and not cls.has_memory:
-            found["use_distill"] = False
-        return {**parts, **found, **options}
+        else:
+            refuse_decoder(decoder, arch)
+        if "use_distill" in named and not cls.has_memory:
+            options = {"use_distill": False, **options}
+        return {**parts, **host_options(host_class, settings, options, defaults=cls.option_defaults, besides=parts)}
 
 
 class LavisClassifier(LavisBackbone):

@@ -7,7 +7,6 @@ their own in each.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -21,7 +20,7 @@ from transformers import BertConfig
 
 from smarttrim_mm.backbones.lavis import LavisClassifier
 from smarttrim_mm.backbones.lavis_checkpoint import load_public
-from smarttrim_mm.backbones.lavis_host import GivenTokens, import_lavis, linears, small
+from smarttrim_mm.backbones.lavis_host import GivenTokens, host_options, import_lavis, linears, refuse_decoder, small
 from smarttrim_mm.backbones.lavis_retrieval import Encoded, check_single_pairs, text_ids
 from smarttrim_mm.backbones.lavis_vision import ClipVision, EvaVision, new_vision, vision_of
 from smarttrim_mm.inputs import VLMInputs
@@ -120,19 +119,10 @@ class Blip2Qformer(LavisClassifier):
         For the methods that take the place of LAVIS's, ``vit_model`` is the ViT, new, and ``num_query_token`` the Q-Former's
         configuration.
         """
-        if decoder:
-            raise ValueError(f"decoder is {dict(decoder)}; LAVIS's {arch} has no decoder. Leave it out")
-        accepted = {name: each.default for name, each in list(inspect.signature(host_class.__init__).parameters.items())[1:]}
-        unknown = sorted(options.keys() - accepted.keys())
-        if unknown:
-            raise TypeError(f"LAVIS's {host_class.__name__} has no {', '.join(unknown)}; it has {', '.join(accepted)}")
-        found = {
-            **accepted,
-            **{name: settings[name] for name in accepted if name in settings},
-            "img_size": settings.image_size,
-            "vit_precision": "fp32",
-            **options,
-        }
+        refuse_decoder(decoder, arch)
+        # config files have the size under another name, and the precision of a GPU
+        options = {"img_size": settings.image_size, "vit_precision": "fp32", **options}
+        found = host_options(host_class, settings, options)
         config = BertConfig(**{"vocab_size": _VOCABULARY, **text, "add_cross_attention": True})
         config.query_length = found["num_query_token"]
         return {**found, "vit_model": new_vision(found, vision), "num_query_token": config}

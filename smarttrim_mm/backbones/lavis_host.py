@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from PIL import ImageFile
@@ -69,6 +70,45 @@ def import_lavis(name: str) -> Any:
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = truncated
         logging.set_verbosity(verbosity)
+
+
+def host_options(
+    host_class: Any,
+    settings: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    defaults: Mapping[str, Any] = {},
+    besides: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Arguments of a LAVIS constructor that are not its parts.
+
+    Args:
+        host_class: LAVIS's class.
+        settings: The section ``model`` of a LAVIS config file; it comes before the defaults.
+        options: What was asked for; it comes before all.
+        defaults: In place of the constructor's own.
+        besides: The arguments that are parts.
+
+    Raises:
+        TypeError: If the constructor takes no such option.
+    """
+    named = list(inspect.signature(host_class.__init__).parameters.values())[1:]
+    accepted = [each.name for each in named if each.name not in besides]
+    unknown = sorted(options.keys() - set(accepted))
+    if unknown:
+        raise TypeError(f"LAVIS's {host_class.__name__} has no {', '.join(unknown)}; it has {', '.join(accepted)}")
+    own = {each.name: each.default for each in named if each.name in accepted and each.default is not each.empty}
+    return {**own, **defaults, **{name: settings[name] for name in accepted if name in settings}, **options}
+
+
+def refuse_decoder(decoder: Mapping[str, Any], arch: str) -> None:
+    """Refuses settings of a decoder that a model does not have.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    if decoder:
+        raise ValueError(f"decoder is {dict(decoder)}; LAVIS's {arch} has no decoder. Leave it out")
 
 
 def small(depth: int, *, vision: Mapping[str, Any] | None = None, text: Mapping[str, Any] | None = None) -> dict[str, Any]:

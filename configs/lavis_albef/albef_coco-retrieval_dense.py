@@ -1,4 +1,5 @@
 # ALBEF's recipe for retrieval on COCO (arXiv 2107.07651): as on Flickr30K, in 5 epochs. LAVIS's config: weight decay 0.05.
+# Images and texts are encoded apart, so that no text can guide the image encoder: text_first is refused.
 # bash tools/dist_train.sh configs/lavis_albef/albef_coco-retrieval_dense.py 8 --amp \
 #     --cfg-options model.backbone.checkpoint=ALBEF.pth
 _base_ = "albef_flickr30k-retrieval_dense.py"

@@ -1,5 +1,6 @@
 # ALBEF's recipe for retrieval on Flickr30K (arXiv 2107.07651, LAVIS's config): batch 256 (8 GPUs x 32), 10 epochs of captions,
 # 384 px, lr 1e-5 to 1e-6. Needs LAVIS (docs/lavis.md), and LAVIS's queue batches that divide its 65,536 pairs.
+# Images and texts are encoded apart, so that no text can guide the image encoder: text_first is refused.
 # bash tools/dist_train.sh configs/lavis_albef/albef_flickr30k-retrieval_dense.py 8 --amp \
 #     --cfg-options model.backbone.checkpoint=ALBEF.pth
 _base_ = [

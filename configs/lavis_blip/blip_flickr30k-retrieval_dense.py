@@ -1,5 +1,6 @@
 # BLIP's recipe for retrieval on Flickr30K (arXiv 2201.12086): batch 256 (8 GPUs x 32), 6 epochs of captions, 384 px, lr 1e-5.
 # Needs LAVIS (docs/lavis.md), and LAVIS's queue batches that divide its 57,600 pairs.
+# Images and texts are encoded apart, so that no text can guide the image encoder: text_first is refused.
 # bash tools/dist_train.sh configs/lavis_blip/blip_flickr30k-retrieval_dense.py 8 --amp \
 #     --cfg-options model.backbone.checkpoint=model_base_capfilt_large.pth
 _base_ = [

@@ -316,6 +316,13 @@ def test_batches_are_left_as_they_were(build, inputs_of):
 
 
 @pytest.mark.slow
+def test_parameters_of_vqa():
+    """As published, the decoder's head being its embedding, which the meta device would part."""
+    backbone = MODELS.build({"type": "LavisBackbone", "arch": "blip_vqa", "answers": ANSWERS})
+    assert sum(parameter.numel() for parameter in backbone.parameters()) == pytest.approx(361.5e6, rel=1e-3)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [{"type": "Dense"}, {"type": "SmartTrim", "stable_init": False}], ids=lambda p: p["type"])
 @pytest.mark.parametrize(
     ("arch", "options"),

@@ -9,8 +9,8 @@ from mmpretrain.structures import DataSample
 from torch.nn.functional import cross_entropy
 from transformers import BatchEncoding
 
-from smarttrim_mm.backbones.lavis_host import encoding
-from smarttrim_mm.backbones.lavis_writing import Writing
+from smarttrim_mm.backbones.given_tokens import encoding
+from smarttrim_mm.backbones.writing import Writing
 from smarttrim_mm.inputs import TextTargets
 from smarttrim_mm.layers.execution import Execution
 from smarttrim_mm.registry import MODELS

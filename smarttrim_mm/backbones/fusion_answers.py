@@ -1,4 +1,4 @@
-"""LAVIS's answering models: a decoder that reads what the text encoder made of image and question."""
+"""Backbones that answer: a decoder that reads what the text encoder made of image and question."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from smarttrim_mm.backbones.lavis import LavisBackbone
-from smarttrim_mm.backbones.lavis_host import linears
+from smarttrim_mm.backbones.fusion import FusionBackbone, linears
 from smarttrim_mm.datasets.tokenizers import Tokenizer, tokenized_answer
 from smarttrim_mm.inputs import TextTargets, VLMInputs
 from smarttrim_mm.layers.bert_views import bert_view
@@ -24,7 +23,7 @@ from smarttrim_mm.registry import TOKENIZERS
 from smarttrim_mm.structures import TokenStream
 
 _LONGEST = 32  # tokens of an answer
-_SMOOTHING = 0.1  # of the loss by which LAVIS ranks answers
+_SMOOTHING = 0.1  # of the loss by which BLIP's code ranks answers
 
 # for small configs: of one length, as padding is executed and not counted
 SMALL_ANSWERS = [[101, *words, 102] for words in ((7, 3), (8, 9), (7, 5), (11, 3), (8, 12))]
@@ -33,16 +32,25 @@ SMALL_ANSWERS = [[101, *words, 102] for words in ((7, 3), (8, 9), (7, 5), (11, 3
 Decode = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-class LavisDecoding(LavisBackbone):
-    """A LAVIS model with a decoder, which is the host's and runs whole. It reads the tokens of a stream that were kept."""
+class FusionDecoding(FusionBackbone):
+    """A model with a decoder, which is the host's and runs whole. It reads the tokens of a stream that were kept."""
 
     decodes = ("answers", "text")  # what the decoder gives, for the record, and the stream that it reads
     begins_anew = True  # whether [DEC] takes the place of the texts' begin token
 
+    @property
+    def decoder(self) -> Any:
+        """The decoder: a BERT language model with ``bert``, ``cls`` and ``config``, and transformers' ``generate``."""
+        raise NotImplementedError(f"{type(self).__name__} does not define decoder")
+
+    def host_memory(self, inputs: VLMInputs) -> tuple[Tensor, Tensor]:
+        """What the host's own encoders give the decoder to read, [G, M, D], and where it is real, bool [G, M]."""
+        raise NotImplementedError(f"{type(self).__name__} does not define host_memory()")
+
     @cached_property
     def decoder_layers(self) -> list[LayerView]:
         """Views of the decoder's layers, for the count of what they take."""
-        return [bert_view(layer, *self.decodes) for layer in self.host.text_decoder.bert.encoder.layer]
+        return [bert_view(layer, *self.decodes) for layer in self.decoder.bert.encoder.layer]
 
     def count_decoder(
         self, execution: Execution, memory: TokenStream, real: Tensor, index: Tensor, done: Tensor | None = None
@@ -63,7 +71,7 @@ class LavisDecoding(LavisBackbone):
             real.sum(1),
             index,
             name=f"decoder.{gives}",
-            per_token=sum(linear.weight.numel() for linear in linears(self.host.text_decoder.cls)),
+            per_token=sum(linear.weight.numel() for linear in linears(self.decoder.cls)),
             padded=real.shape[1],
             done=done,
         )
@@ -86,7 +94,7 @@ class LavisDecoding(LavisBackbone):
         return decode
 
     def _decode(self, ids: Tensor, real: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        return self.host.text_decoder(
+        return self.decoder(
             ids,
             attention_mask=real.long(),
             encoder_hidden_states=states,
@@ -95,8 +103,8 @@ class LavisDecoding(LavisBackbone):
         ).logits
 
 
-class LavisAnswerer(LavisDecoding):
-    """A LAVIS model that ranks a list of answers, and is trained to give the right ones word by word.
+class FusionAnswerer(FusionDecoding):
+    """A model that ranks a list of answers, and is trained to give the right ones word by word.
 
     The decoder is the host's, run whole; it reads the question's tokens that the policy has kept, so that dropping some makes
     it cheaper. No gradient goes through what it does not read: a decision learns from the layers of the encoders.
@@ -106,14 +114,13 @@ class LavisAnswerer(LavisDecoding):
             file with a list of texts.
         tokenizer: Config of a tokenizer (registry ``TOKENIZERS``), if the answers are texts.
         num_candidates: The answers of each question that are compared: those with the likeliest first tokens.
-        **kwargs: Those of :class:`~smarttrim_mm.backbones.lavis.LavisBackbone`.
+        **kwargs: Those of the host's adapter.
 
     Raises:
         FileNotFoundError: If the file of the answers is missing.
         ValueError: If there are no answers, two are alike, the file holds no list of texts, or there is no tokenizer for texts.
     """
 
-    encoder_outputs = 2  # values of LAVIS's forward_encoder, of which the first is read
     candidate_ids: Tensor
     candidate_mask: Tensor
 
@@ -133,7 +140,7 @@ class LavisAnswerer(LavisDecoding):
         self.answers = tuple(answers) if answers and isinstance(answers[0], str) else None
         with torch.device("cpu"):  # their values are needed on the meta device too
             ids = [torch.tensor(one) for one in _tokenized(answers, tokenizer)]
-            padded = pad_sequence(ids, batch_first=True, padding_value=self.host.text_decoder.config.pad_token_id)
+            padded = pad_sequence(ids, batch_first=True, padding_value=self.decoder.config.pad_token_id)
             mask = torch.arange(padded.shape[1]) < torch.tensor([len(one) for one in ids])[:, None]
         self.num_candidates = min(num_candidates, len(ids))
         self.register_buffer("candidate_ids", padded, persistent=False)
@@ -141,7 +148,7 @@ class LavisAnswerer(LavisDecoding):
 
     @property
     def input_format(self) -> dict[str, int]:
-        """See :class:`~smarttrim_mm.backbones.lavis.LavisBackbone`."""
+        """See :class:`~smarttrim_mm.backbones.fusion.FusionBackbone`."""
         return {**super().input_format, "num_classes": len(self.candidate_ids)}
 
     def forward(self, inputs: VLMInputs, execution: Execution) -> Tensor:
@@ -153,7 +160,7 @@ class LavisAnswerer(LavisDecoding):
 
         Returns:
             If the targets are texts: logits of their tokens, [K, V]. Otherwise the log-likelihoods of the answers, [G, C],
-            minus infinity for those that are no candidates. As in LAVIS, these are sums over tokens of label-smoothed ones.
+            minus infinity for those that are no candidates. As in BLIP's code, these are sums over tokens of smoothed ones.
 
         Raises:
             ValueError: If the samples have another number of images than the model, or the images another size.
@@ -162,7 +169,7 @@ class LavisAnswerer(LavisDecoding):
         return self._answer(inputs, len(inputs.sample_ids), self._decoder(memory, execution))
 
     def host_forward(self, inputs: VLMInputs) -> Tensor:
-        """LAVIS's own encoders and decoder.
+        """The host's own encoders and decoder.
 
         Args:
             inputs: The batch.
@@ -170,13 +177,8 @@ class LavisAnswerer(LavisDecoding):
         Returns:
             As :meth:`forward`.
         """
-        samples = self.samples_of(inputs)
-        states, mask = self.host_states(samples), samples["text_input"].attention_mask
+        states, mask = self.host_memory(inputs)
         return self._answer(inputs, len(states), lambda ids, real, index: self._decode(ids, real, states[index], mask[index]))
-
-    def host_states(self, samples: dict[str, Any]) -> Tensor:
-        """LAVIS's own encoders on a batch as LAVIS passes it: [G, T, D]."""
-        return self.host.forward_encoder(samples)[0].last_hidden_state
 
     def _answer(self, inputs: VLMInputs, samples: int, decode: Decode) -> Tensor:
         targets = inputs.targets

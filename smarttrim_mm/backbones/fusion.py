@@ -249,6 +249,10 @@ class FusionBackbone(nn.Module):
         """Runs the model under the execution's policy."""
         raise NotImplementedError(f"{type(self).__name__} does not define forward()")
 
+    def host_images(self, images: Tensor) -> Tensor:
+        """The host's own image encoder: [I, 3, height, width] -> [I, P + 1, D]."""
+        raise NotImplementedError(f"{type(self).__name__} does not define host_images()")
+
     def host_forward(self, inputs: VLMInputs) -> Tensor:
         """The host's own forward."""
         raise NotImplementedError(f"{type(self).__name__} does not define host_forward()")

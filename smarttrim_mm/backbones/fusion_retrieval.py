@@ -110,10 +110,6 @@ class FusionRetriever(FusionBackbone):
     def bound_temperature(self) -> None:
         """Keeps the temperature within the host's bounds, if it has some."""
 
-    def host_images(self, images: Tensor) -> Tensor:
-        """The host's own image encoder: [I, P + 1, D]."""
-        raise NotImplementedError(f"{type(self).__name__} does not define host_images()")
-
     def host_fusion(self, text: Any, alone: Tensor, images: Tensor) -> Tensor:
         """The host's own multi-modal encoder: the texts' first tokens, [B, D].
 

@@ -54,8 +54,8 @@ def vit_view(layer: Any, stream: str) -> LayerView:
     count = getattr(ffn, "num_fcs", None)
     if count != 2:
         raise ValueError(
-            f"the MLP of a layer of {stream!r} is {type(ffn).__name__} of num_fcs={count}; expected FFN of num_fcs=2: gated and "
-            "deeper ones have no view. Leave ffn_type and num_fcs out of layer_cfgs"
+            f"the MLP of a layer of {stream!r} is {type(ffn).__name__} of num_fcs={count}; expected FFN of num_fcs=2: gated "
+            "and deeper ones have no view. Leave ffn_type and num_fcs out of layer_cfgs"
         )
     (fc1, act, inside), fc2, outside = ffn.layers
     q, k, v = (Projection(inner.qkv, slice(i * width, (i + 1) * width)) for i in range(3))

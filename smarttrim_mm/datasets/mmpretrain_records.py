@@ -190,22 +190,25 @@ def mmpretrain_dataset(*, dataset: dict, answers: str | Sequence[str] | None = N
 
     Raises:
         FileNotFoundError: If a file of the data set or of answers is missing.
+        KeyError: If there is no such data set.
         ValueError: If a file is not as mmpretrain reads it.
     """
-    config = dict(dataset)
+    config = {**dataset, "type": DATASETS.get(dataset["type"])}
     config["pipeline"] = [TRANSFORMS.build(step) for step in config.get("pipeline", ())]
     if answers is not None:
         config["metainfo"] = {**config.get("metainfo", {}), "classes": read_answers(answers)}
-    told = ", ".join(f"{key}={config[key]!r}" for key in ("data_root", "ann_file", "question_file", "split") if key in config)
+    told = f"{dataset['type']} with " + ", ".join(
+        f"{key}={config[key]!r}" for key in ("data_root", "ann_file", "question_file", "split") if key in config
+    )
     remedy = "docs/mmpretrain_data.md tells where its files come from"
     try:
         return DATASETS.build(config)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{config.get('type')} with {told}: {error}. Correct the path; {remedy}") from error
+        raise FileNotFoundError(f"{told}: {error}. Correct the path; {remedy}") from error
     # what mmpretrain's readers run into when a row has no such field, or an image is not in its folder
     except (KeyError, IndexError, TypeError, AssertionError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"{config.get('type')} with {told} cannot be read ({type(error).__name__}: {error}): expected the files that "
+            f"{told} cannot be read ({type(error).__name__}: {error}): expected the files that "
             f"mmpretrain's class is written for, and each image in its folder; {remedy}"
         ) from error
 

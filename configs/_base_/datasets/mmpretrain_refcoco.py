@@ -1,13 +1,13 @@
 # RefCOCO by mmpretrain's class: a phrase and the box that it means (docs/mmpretrain_data.md). Boxes are moved with the image by
 # mmcv's Resize and RandomChoiceResize and mmpretrain's RandomTranslatePad; no step that turns, crops or mirrors the image may
-# join them. Unlike in mmpretrain's config, the image is not cropped (its step is mmdet's), and 383 stands for 384, from
-# which its RandomTranslatePad cannot draw a shift.
+# join them. Unlike in mmpretrain's config, the image is not cropped (its step is mmdet's), the hue stays (mmcv's change of it
+# fails with NumPy 2), and 383 stands for 384, from which its RandomTranslatePad cannot draw a shift.
 _base_ = "blip_images.py"
 
 image_size = 384
 records = dict(type="FromMMPretrain")
 load = dict(type="LoadImage", imdecode_backend="pillow")
-jitter = dict(type="mmpretrain.ColorJitter", brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, backend="cv2")
+jitter = dict(type="mmpretrain.ColorJitter", brightness=0.4, contrast=0.4, saturation=0.4, backend="cv2")
 sizes = [(383, 383), (360, 360), (344, 344), (312, 312), (300, 300), (286, 286), (270, 270)]
 train_pipeline = [
     records,

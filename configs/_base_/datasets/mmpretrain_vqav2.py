@@ -32,7 +32,7 @@ test_dev2015 = dict(
     pipeline=test_pipeline,
 )
 visual_genome = dict(
-    type="mmpretrain.VGVQA",
+    type="mmpretrain.datasets.vg_vqa.VGVQA",  # its file: mmpretrain does not register it by itself
     data_root="data/visual_genome",
     data_prefix=dict(image="."),  # a row's image is named 'image/1.jpg'
     ann_file="vg_qa.json",

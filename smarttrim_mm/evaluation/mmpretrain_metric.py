@@ -25,6 +25,8 @@ class MMPretrainMetric(BaseMetric):
         metric: Config of the metric, ``type='mmpretrain.VQAAcc'``.
     """
 
+    default_prefix = "mmpretrain"  # which mmengine wants to see; results have the metric's own
+
     def __init__(self, *, metric: Mapping[str, Any]) -> None:
         super().__init__()
         self.metric: BaseMetric = METRICS.build(dict(metric))
@@ -70,11 +72,11 @@ class MMPretrainMetric(BaseMetric):
                 f"the data sample of image {sample.get('image_id')} has no prediction, but only {sorted(sample)}: mmpretrain's "
                 f"{name} expects one of {', '.join(_PREDICTIONS)}; evaluate what the model predicts"
             )
-        if "caption_image_ids" in sample:
+        if "pred_scores" not in sample:
+            if "scores" not in sample:
+                return sample
             own = [i for i, image_id in enumerate(sample["caption_image_ids"]) if image_id == sample["image_id"]]
             return {**sample, "pred_score": sample["scores"], "gt_label": torch.tensor(own)}
-        if "pred_scores" not in sample:
-            return sample
         (predicted, *others) = predicted_classes(self, sample)
         if others:
             raise ValueError(

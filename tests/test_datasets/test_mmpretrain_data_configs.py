@@ -12,6 +12,7 @@ from mmengine.dataset import DefaultSampler, pseudo_collate
 from mmengine.evaluator import Evaluator
 from torch.utils.data import DataLoader
 
+from smarttrim_mm import cli
 from smarttrim_mm.engine.building import read_config
 from smarttrim_mm.loops.all_pairs import AllPairsTestLoop
 from smarttrim_mm.registry import DATASETS, METRICS, MODELS
@@ -187,6 +188,40 @@ def test_a_tie_counts_for_mmpretrain_as_the_sort_has_it():
     ours = METRICS.build({"type": "RetrievalRecall"})
     ours.process(None, [{"scores": scores, "image_id": i, "caption_image_ids": [0, 1, 2]} for i in range(3)])
     assert metric.evaluate(3)["retrieval/Recall@1"] == pytest.approx(100 / 3) and ours.evaluate(3)["retrieval/text_r1"] == 0
+
+
+def test_a_run_trains_validates_and_tests(config, tmp_path, monkeypatch):
+    """Of joined data sets, with the metric of mmpretrain beside ours."""
+    monkeypatch.setattr("mmengine.config.config.FormatCode", lambda text, **_: (text, True))  # it takes yapf a second
+    cfg = config("vqav2")
+    for split in ("train", "val", "test"):
+        cfg[f"{split}_dataloader"].update(num_workers=0, persistent_workers=False, batch_size=2)
+    cfg.val_evaluator.append({"type": "MMPretrainMetric", "metric": {"type": "mmpretrain.VQAAcc"}})
+    cfg.dump("data.py")
+    case = next(case for key, case in backbone_cases().items() if key.startswith("LavisBackbone/blip_vqa "))
+    case["text"]["max_position_embeddings"] = 64
+    base = CONFIGS.parent
+    Path("small_mmpretrain_vqav2.py").write_text(
+        f"""
+_base_ = ["data.py", {str(base / "schedules/blip.py")!r}, {str(base / "default_runtime.py")!r}]
+model = dict(
+    type="TrimmedVLM",
+    backbone=dict({case!r}, answers="data/vqav2/answers.json", tokenizer={TOKENIZER!r}),
+    policy=dict(type="SmartTrim"),
+    task_loss=dict(type="AnswerGeneration"),
+)
+train_cfg = dict(max_iters=2, val_interval=2)
+param_scheduler = [dict(type="ConstantLR", by_epoch=False)]
+log_level = "WARNING"
+"""
+    )
+    cli.train(["small_mmpretrain_vqav2.py", "--work-dir", "work"])
+    scalars = [json.loads(line) for path in Path("work").rglob("scalars.json") for line in path.read_text().splitlines()]
+    found = {key: value for line in scalars for key, value in line.items()}
+    assert 0 <= found["vqa/accuracy"] <= 1 and found["VQA/acc"] >= 100 * found["vqa/accuracy"] - 1e-4
+    cli.test(["small_mmpretrain_vqav2.py", "work/iter_2.pth", "--work-dir", "test"])
+    answers = json.loads((tmp_path / "work_dirs/vqav2_test-dev.json").read_text())
+    assert [one["question_id"] for one in answers] == [1000, 1001] and all(one["answer"] for one in answers)
 
 
 def test_visual_genome_does_not_meet_coco(config):

@@ -37,7 +37,7 @@ test_dataloader = dict(
     dataset=dict(type="MMPretrainDataset", dataset=test),
 )
 
-# mmpretrain's, with METEOR, ROUGE and SPICE: dict(type="MMPretrainMetric", metric=dict(type="mmpretrain.COCOCaption",
+# mmpretrain's, with METEOR and SPICE: dict(type="MMPretrainMetric", metric=dict(type="mmpretrain.COCOCaption",
 #     ann_file="data/coco/annotations/coco_karpathy_val_gt.json")); without Java: tokenizer="plain"
 val_evaluator = [dict(type="CaptionScores", tokenizer="ptb"), dict(type="ComputeReport")]
 test_evaluator = val_evaluator

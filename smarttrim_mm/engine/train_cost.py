@@ -4,24 +4,25 @@ Plain is the config's own model with the same weights, task loss and optimiser, 
 budget. Its attention is :func:`~smarttrim_mm.ops.attention.padded_attention`, as in every training here: a host that attends in
 another way may be slower.
 
-All run in one process on new batches, see :func:`~smarttrim_mm.engine.timing.interleave`, and share one set of weights. A step of
-training computes on every token, whatever is kept: its cost depends neither on the weights nor on what they decide, so that random
-ones serve.
+All run in one process on new batches, see :func:`~smarttrim_mm.engine.timing.interleave`, and share one set of weights. A step
+of training computes on every token, whatever is kept: its cost depends neither on the weights nor on what they decide, so that
+random ones serve.
 
-**Peak memory** is what tensors take at the highest point of a step: what is there before it (parameters, buffers, the optimiser's
-state; counted from the tensors themselves) and the most that the step allocates on top of that, gradients included. On a GPU this
-is ``torch.cuda.max_memory_allocated`` over the value before the step. On a CPU torch's profiler reports each allocation and
-release of the CPU's allocator, and their running sum is taken. The resident size of the process would also count the interpreter,
-what the C library has not given back, and the other contenders' tensors. Left out are memory that libraries take past torch's
-allocators and, on a GPU, fragmentation.
+**Peak memory** is what tensors take at the highest point of a step: what is there before it (parameters, buffers, the state of
+the optimiser, counted from the tensors themselves), and the most that the step allocates on top of that, gradients included. On
+a GPU the latter is ``torch.cuda.max_memory_allocated`` over the value before the step. On a CPU torch's profiler reports each
+allocation and release of the CPU's allocator, and the highest of their running sums is taken. The resident size of the
+process would also count the interpreter, what the C library has not given back, and the tensors of other contenders. Left out
+are memory that libraries take past torch's allocators and, on a GPU, fragmentation.
 """
 
 import argparse
 import json
+import logging
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -152,7 +153,11 @@ def build_steps(model: TrimmedVLM, cfg: Config, modes: Sequence[str] = tuple(MOD
     """
     settings = {key: value for key, value in cfg.optim_wrapper.items() if key not in ("loss_scale", "dtype")}
     settings |= {"type": "OptimWrapper", "accumulative_counts": 1}  # each step has its update
-    in_fp32 = build_optim_wrapper(model, settings)  # skips what has no gradient: in a plain step, the policy's weights
+    logging.disable(logging.INFO)  # the constructor tells of each parameter
+    try:
+        in_fp32 = build_optim_wrapper(model, settings)  # skips what has no gradient: in a plain step, the policy's weights
+    finally:
+        logging.disable(logging.NOTSET)
     clip = settings.get("clip_grad")
     in_bf16 = AutocastOptimWrapper(in_fp32.optimizer, clip_grad=dict(clip) if clip else None)
     wait = synchronizer(model)
@@ -181,9 +186,9 @@ def train_cost(
         on_run: Told of each step.
 
     Returns:
-        JSON data: ``rounds``; for each contender ``ratio`` to the first, ``ms_per_step``, the ``parts`` of its time as shares of
-        the first's whole step (medians and quartiles, of the rounds' own), and ``peak_mib`` with ``held_mib``, the part of it
-        that is there between steps.
+        JSON data: ``rounds``; for each contender ``ratio`` to the first, ``ms_per_step``, the ``parts`` of its time as shares
+        of the first's whole step (medians and quartiles of the rounds), and ``peak_mib`` with ``held_mib``, the part of it that
+        is there between steps.
     """
     reference, *_, last = steps
     first = next(batches)
@@ -232,7 +237,7 @@ def train_cost(
 
 def held_bytes(step: Step) -> int:
     """Bytes of what is there between steps: the model, a frozen teacher, and the optimiser's state for them."""
-    modules = (step.model, *step.model.frozen)
+    modules: list[nn.Module] = [step.model, *step.model.frozen]
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     state = step.optim.optimizer.state
     tensors += [value for tensor in tensors for value in state.get(tensor, {}).values() if isinstance(value, Tensor)]
@@ -256,7 +261,7 @@ def peak_growth(run: Callable[[], object], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
-    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = profiler.profiler.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     return max(accumulate((change for _, change in changes), initial=0))
 
@@ -309,7 +314,7 @@ def parser() -> argparse.ArgumentParser:
         "--answer-length",
         type=int,
         metavar="T",
-        help=f"tokens of random texts that a decoder is taught, one a sample, begin and end included (default: {ANSWER_LENGTH})",
+        help=f"tokens of the random text that a decoder is taught for each sample (default: {ANSWER_LENGTH})",
     )
     parser.add_argument("--answers", type=int, metavar="N", help="N random answers, in place of the config's list")
     parser.add_argument("--out", metavar="FILE", help="write everything to this JSON file")

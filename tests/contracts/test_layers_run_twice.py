@@ -52,8 +52,8 @@ def test_each_layer_gives_the_same_answer_again(build, inputs_of, backbone, poli
 def test_activation_checkpointing_changes_nothing(build, inputs_of, backbone, policy, amp):
     """Layers are recomputed in the backward pass, random decisions and dropout included.
 
-    Under autocast, gradients of a weight that both passes use are summed in bfloat16 if they share its copy, and in fp32 if each
-    layer makes its own again.
+    Under autocast, gradients of a weight that both passes use are summed in bfloat16 if they share its copy, and in fp32 if
+    each layer makes its own again.
     """
     others = {"distillation": {"type": "SelfDistillation", "dense_task_weight": 0.5}, "budget": BUDGET}
     model = build(backbone, policy, **others).train()

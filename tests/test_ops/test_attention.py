@@ -64,7 +64,7 @@ def test_gradients_of_gated_attention_are_those_of_its_formula(padded, block, mo
     q, k, v, gate = exact
     weights = torch.exp(q @ k.transpose(-2, -1) / math.sqrt(8)) * gate[:, None, None]
     (weights @ v / weights.sum(-1, keepdim=True) * weight).sum().backward()
-    for name, one, other in zip("q k v gate".split(), own, exact, strict=True):
+    for name, one, other in zip(["q", "k", "v", "gate"], own, exact, strict=True):
         torch.testing.assert_close(one.grad, other.grad.float(), atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 

@@ -163,6 +163,11 @@ class TrimmedVLM(BaseModel):
         """Whether the backbone's head scores image-text pairs for retrieval."""
         return getattr(self.backbone, "ranks_texts", False)
 
+    @property
+    def frozen(self) -> tuple[nn.Module, ...]:
+        """The frozen teacher, which is no part of the state, once it has taught."""
+        return tuple(self._frozen)
+
     def set_curriculum(self, progress: float) -> None:
         """Moves policy and budget between keeping everything (0) and their final strength (1)."""
         self.policy.set_curriculum(progress)

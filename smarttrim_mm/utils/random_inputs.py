@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
-from smarttrim_mm.inputs import VLMInputs
+from smarttrim_mm.inputs import TextTargets, VLMInputs
 
 
 def random_inputs(
@@ -48,3 +49,31 @@ def random_inputs(
         text_ids=texts + 500 if each > 1 else None,
         pairs_per_sample=each,
     )
+
+
+def random_targets(
+    kind: str, input_format: Mapping[str, int], samples: int, *, length: int, seed: int = 0
+) -> Tensor | TextTargets:
+    """Random targets that a loss accepts.
+
+    Args:
+        kind: The loss's ``target_kind``: ``'classes'``, one a sample; ``'scores'`` of all classes, in [0, 1]; ``'texts'`` for a
+            decoder, one a sample.
+        input_format: The backbone's ``input_format``.
+        samples: Number of samples G.
+        length: Tokens of each text, begin and end included, at least 2.
+        seed: Of the random numbers.
+
+    Raises:
+        ValueError: If the kind is unknown.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    classes = input_format["num_classes"]
+    if kind == "classes":
+        return torch.randint(classes, (samples,), generator=generator)
+    if kind == "scores":
+        return torch.rand(samples, classes, generator=generator)
+    if kind == "texts":
+        texts = random_inputs({**input_format, "image_size": 1, "images_per_text": 1}, [length] * samples, seed=seed)
+        return TextTargets(texts.input_ids, texts.text_mask, torch.ones(samples), torch.arange(samples), samples)
+    raise ValueError(f"target_kind is {kind!r}; expected 'classes', 'scores' or 'texts'")

@@ -17,7 +17,7 @@ from smarttrim_mm.layers.record import TrimRecord
 from smarttrim_mm.losses.budget import BudgetLoss
 from smarttrim_mm.losses.distillation import SelfDistillation
 from smarttrim_mm.models.checkpoint import check_state_dict, load_backbone
-from smarttrim_mm.models.predictions import write_scores
+from smarttrim_mm.models.predictions import answers_of, write_scores
 from smarttrim_mm.pairs import PairLogits, PairTargets, parts_of
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.policies.dense import Dense
@@ -73,7 +73,7 @@ class TrimmedVLM(BaseModel):
 
         Args:
             inputs: The batch.
-            data_samples: One per image, with its questions.
+            data_samples: One per image, with its questions, if any.
             mode: ``'loss'``: dict of losses and numbers to log; ``'predict'``: the data samples with ``pred_scores`` [Q, C], or
                 what the backbone predicts, and ``trim`` (per question: multiply-adds and kept ratios); ``'tensor'``: logits
                 [G, C].
@@ -139,7 +139,7 @@ class TrimmedVLM(BaseModel):
         trim = execution.record.summary()
         begin = 0
         for sample in data_samples:
-            rows = slice(begin, begin + len(sample.questions))
+            rows = slice(begin, begin + answers_of(sample))
             sample.set_field({key: value[rows] for key, value in trim.items()}, "trim", dtype=dict)
             begin = rows.stop
         return data_samples

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from mmengine.runner.checkpoint import save_checkpoint
 from mmpretrain.registry import MODELS as HOSTS
 from mmpretrain.structures import DataSample
 from torch.nn.utils.rnn import pad_sequence
@@ -17,11 +18,12 @@ from smarttrim_mm.models.top_pairs import TopPairScorer
 from smarttrim_mm.registry import MODELS
 from smarttrim_mm.testing import excite
 
-CASES = {case["model"]["type"]: case for case in MMPretrainBackbone.small_configs().values()}
+CASES = {case["model"]["type"]: case for case in MMPretrainBackbone.small_configs().values() if "Blip" in case["model"]["type"]}
 WORDS = [f"w{i}" for i in range(113)]
 PAD, CLS, SEP, DEC = 0, 2, 3, 118
 QUESTIONS = ["w1 w2 w3", "w4 w5", "w6", "w7 w8 w9 w1 w2", "w11 w12", "w13 w14"]
 ANSWERS = ["w7 w3", "w8", "w9 w5", "w11 w3 w1", "w12"]
+NEEDED = {"BlipVQA": {"backbone": {"answers": ANSWERS}}, "BlipCaption": {"model": {"prompt": "w1 w2 "}}}
 
 
 @pytest.fixture(scope="module")
@@ -287,6 +289,53 @@ def test_two_steps_of_retrieval_are_those_of_mmpretrain(pair):
         for name, value in theirs.state_dict().items():
             torch.testing.assert_close(host.state_dict()[name], value, atol=1e-5, rtol=1e-4, msg=name)
     assert int(host.head.queue_ptr) == 8 and host.head.idx_queue[0, :9].tolist() == [*ids, *ids, -100]
+
+
+# ---- public checkpoints
+
+
+@pytest.mark.parametrize("kind", sorted(CASES))
+def test_a_file_of_mmpretrain_is_loaded_whole(pair, kind, tmp_path):
+    """As mmengine saves a training of mmpretrain's own model."""
+    model, theirs = pair(kind, **NEEDED.get(kind, {}))
+    excite(theirs, seed=1)
+    save_checkpoint({"meta": {"epoch": 1}, "state_dict": theirs.state_dict()}, str(tmp_path / "public.pth"))
+    found = model.backbone.load(str(tmp_path / "public.pth"))
+    assert not found.initialised and not found.left_out and not found.changed
+    torch.testing.assert_close(dict(model.backbone.host.state_dict()), dict(theirs.state_dict()), rtol=0, atol=0)
+
+
+def test_a_retrieval_file_without_copies_and_with_another_queue(pair, tmp_path):
+    model, theirs = pair("BlipRetrieval")
+    excite(theirs, seed=1)
+    weights = {key: value for key, value in theirs.state_dict().items() if "_m." not in key}
+    for name in ("image_queue", "text_queue", "idx_queue"):
+        weights[f"head.{name}"] = weights[f"head.{name}"][:, :8]
+    torch.save({"state_dict": weights}, tmp_path / "public.pth")
+    host, queue = model.backbone.host, model.backbone.host.head.image_queue.clone()
+    found = model.backbone.load(str(tmp_path / "public.pth"))
+    assert set(found.left_out.values()) == {"contrastive queue of another size"}
+    assert torch.equal(host.head.image_queue, queue) and torch.equal(host.temp, theirs.temp)
+    for own, copied in host.model_pairs:
+        for one, other in zip(own.parameters(), copied.parameters(), strict=True):
+            assert torch.equal(one, other)
+    name = "text_backbone.embeddings.word_embeddings.weight"
+    assert torch.equal(host.state_dict()[name], weights[name])
+
+
+def test_a_file_of_another_size_or_task(pair, tmp_path):
+    model, theirs = pair("BlipNLVR")
+    larger = pair("BlipNLVR", model={"vision_backbone": {**CASES["BlipNLVR"]["model"]["vision_backbone"], "img_size": 24}})[0]
+    torch.save({"state_dict": theirs.state_dict()}, tmp_path / "public.pth")
+    found = larger.backbone.load(str(tmp_path / "public.pth"))
+    assert list(found.changed) == ["vision_backbone.pos_embed"]
+    table = larger.backbone.host.vision_backbone.pos_embed
+    assert table.shape == (1, 37, 24) and torch.equal(table[:, :1], theirs.vision_backbone.pos_embed[:, :1])
+    before = copy.deepcopy(model.backbone.host.state_dict())
+    torch.save({"state_dict": pair("BlipCaption", **NEEDED["BlipCaption"])[1].state_dict()}, tmp_path / "caption.pth")
+    with pytest.raises(ValueError, match=r"nothing was loaded[\s\S]*missing[\s\S]*multimodal_backbone"):
+        model.backbone.load(str(tmp_path / "caption.pth"))
+    torch.testing.assert_close(model.backbone.host.state_dict(), before, rtol=0, atol=0)
 
 
 # ---- what is refused

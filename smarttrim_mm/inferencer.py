@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -180,7 +180,6 @@ class TrimInferencer:
             "pipeline": given_pipeline(steps),
             "prompt": prompt,
             "image_size": dataset.get("image_size"),
-            "model_size": shape.get("image_size"),
             "classes": self.classes,
         }
 
@@ -223,7 +222,8 @@ class TrimInferencer:
         bar = Progress("answering", len(items)) if progress else None
         results: list[TrimResult] = []
         for number, batch in enumerate(loader):
-            for i, found in enumerate(self._answer(batch, items[number * batch_size :][:batch_size])):
+            answered = self._answer(batch, items[number * batch_size :][:batch_size])
+            for i, found in enumerate(answered):
                 if vis_dir is not None:
                     self._draw(loader, number * batch_size + i, found, Path(vis_dir))
                 results += found
@@ -240,7 +240,7 @@ class TrimInferencer:
         return Runner.build_dataloader({**own, **collate, "num_workers": 0})
 
     @torch.no_grad()
-    def _answer(self, batch: dict, items: Sequence[GivenItem]) -> Iterator[list[TrimResult]]:
+    def _answer(self, batch: dict, items: Sequence[GivenItem]) -> list[list[TrimResult]]:
         """The results of each item."""
         with autocast(enabled=(self.cfg.get("test_cfg") or {}).get("fp16", False)):
             data = self.model.data_preprocessor(batch, False)
@@ -252,11 +252,13 @@ class TrimInferencer:
             else:
                 record = self.model.answer(data["inputs"], samples)
         spent = iter(_spent(record))
-        for item, sample in zip(items, samples, strict=True):
-            yield [
+        return [
+            [
                 TrimResult(images=item.names, text=text, **self._said(sample, i), spent=next(spent))
                 for i, text in enumerate(item.texts or (None,))
             ]
+            for item, sample in zip(items, samples, strict=True)
+        ]
 
     def _said(self, sample: DataSample, i: int) -> dict[str, Any]:
         """What the model says of the i-th text."""
@@ -265,7 +267,8 @@ class TrimInferencer:
             return {**said, "score": float(sample.scores[i])}
         if "pred_caption" in sample:
             return {**said, "caption": sample.pred_caption}
-        scores = sample.pred_scores[i].float().cpu()
+        # an image classifier's are mmpretrain's, of the image
+        scores = (sample.pred_scores[i] if "pred_scores" in sample else sample.pred_score).float().cpu()
         best = int(scores.argmax())
         answer = {"answer": _class_name(best, self.classes), "score": float(scores[best])}
         return {**said, **answer, "scores": scores, "classes": self.classes}

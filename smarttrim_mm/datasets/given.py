@@ -116,7 +116,6 @@ class GivenData(Dataset):
         classes: Names of the model's answers; None: not known.
         prompt: What a model that writes continues, in place of a text; None: it reads the items' texts.
         image_size: As a data set's: pixels for the pipeline; None: the pipeline decides.
-        model_size: Height and width that the model takes, in pixels; None: any.
 
     Attributes:
         metainfo: ``classes``, where known.
@@ -130,12 +129,11 @@ class GivenData(Dataset):
         classes: Sequence[str] | None = None,
         prompt: str | None = None,
         image_size: int | None = None,
-        model_size: int | None = None,
     ) -> None:
         self.items = items
         self.pipeline = pipeline
         self.metainfo = {} if classes is None else {"classes": classes}
-        self.prompt, self.image_size, self.model_size = prompt, image_size, model_size
+        self.prompt, self.image_size = prompt, image_size
 
     def __len__(self) -> int:
         return len(self.items)
@@ -144,7 +142,7 @@ class GivenData(Dataset):
         """The item as the pipeline packs it.
 
         Raises:
-            ValueError: If an image cannot be read, or has another size than the model's after the pipeline.
+            ValueError: If an image cannot be read.
         """
         item = self.items[index]
         record: dict[str, Any] = {"image_id": 0}
@@ -159,12 +157,6 @@ class GivenData(Dataset):
             record["image_size"] = self.image_size
         packed = self.pipeline(record)
         pixels, sample = packed["inputs"], packed["data_samples"]
-        size = tuple(pixels.shape[-2:])
-        if self.model_size is not None and size != (self.model_size, self.model_size):
-            raise ValueError(
-                f"{', '.join(item.names)}: {size[0]} by {size[1]} pixels after the config's test pipeline, but the model takes "
-                f"{self.model_size} by {self.model_size}; resize the image, or add a Resize to test_dataloader.dataset.pipeline"
-            )
         _identify(pixels, sample)
         if "img_paths" in sample:
             sample.set_field(list(item.names), "img_paths")
@@ -173,7 +165,8 @@ class GivenData(Dataset):
 
 def _identify(pixels: torch.Tensor, sample: DataSample) -> None:
     image = zlib.crc32(pixels.contiguous().numpy().tobytes())
-    sample.set_field(image, "image_id")
+    for name in ("image_id", "sample_idx"):  # ours, and mmpretrain's
+        sample.set_field(image, name)
     if "questions" in sample:
         ids = [zlib.crc32(text.encode(), image) for text in sample.questions]
         sample.set_field(torch.tensor(ids), "question_ids")

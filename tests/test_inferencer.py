@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import small_tasks
 import torch
+from mmengine.config import ConfigDict
 from PIL import Image
 
 from smarttrim_mm import TrimInferencer
@@ -232,6 +233,30 @@ def test_pictures_of_what_was_kept(make, picture, tmp_path):
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == names
     heights = [Image.open(tmp_path / "kept" / name).height for name in names]
     assert heights[0] > heights[1], "a row a question"
+
+
+class Rows:
+    """A step ahead of the images that reads a data set's own rows."""
+
+    prompt = "this is"
+
+    def __call__(self, results):
+        raise AssertionError("given pictures have no row")
+
+
+def test_steps_that_read_rows_are_left_out():
+    from smarttrim_mm.datasets.given import given_pipeline
+    from smarttrim_mm.inferencer import _prompt
+    from smarttrim_mm.registry import TRANSFORMS
+
+    kinds = [{"type": "TokenizeQuestions", "tokenizer": small_tasks.TOKENIZER, "max_length": 9}, {"type": "LoadImage"}]
+    steps = [Rows(), *map(TRANSFORMS.build, kinds), TRANSFORMS.build({"type": "PackVLInputs"})]
+    made = given_pipeline(steps).transforms
+    assert [type(step).__name__ for step in made] == ["TokenizeQuestions", "LoadPicture", "PackVLInputs"]
+    assert _prompt(ConfigDict(type="NLVR2"), steps) == "this is"
+    assert _prompt(ConfigDict(type="COCOKarpathyCaption"), steps) == "a picture of"
+    with pytest.raises(ValueError, match="NLVR2 of test_dataloader has no prompt"):
+        _prompt(ConfigDict(type="NLVR2"), steps[1:])
 
 
 # ---- names of the classes

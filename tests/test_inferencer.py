@@ -18,7 +18,7 @@ from smarttrim_mm.engine.building import build_loader
 from smarttrim_mm.models.all_pairs import PairScorer
 
 SMARTTRIM = {"type": "SmartTrim", "stable_init": False}
-VQA, NLVR2, CAPTIONS, RETRIEVAL = "METER VQA", "METER NLVR2", "BLIP captions", "METER retrieval"
+VQA, NLVR2, CAPTIONS = "METER VQA", "METER NLVR2", "BLIP captions"
 
 
 @pytest.fixture(scope="module")

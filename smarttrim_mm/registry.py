@@ -71,6 +71,7 @@ POLICIES = _child("policy", folders=("policies",))
 TRIMMERS = _child("trimmer", folders=("trimmers",))
 TOKENIZERS = _child("tokenizer", folders=("datasets",))
 LAVIS_ARCHS = _child("LAVIS architecture", folders=("backbones",))
+MMPRETRAIN_MODELS = _child("backbone for a model of mmpretrain", folders=("backbones",))
 
 MODELS = _child("model", _mm.MODELS, ("models", "backbones", "losses"))
 HOOKS = _child("hook", _mm.HOOKS, ("hooks",))

@@ -17,35 +17,27 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from transformers import BertConfig
 
+from smarttrim_mm.backbones.fusion import FusionBackbone, FusionClassifier, ImageEncoder
+from smarttrim_mm.backbones.fusion_answers import FusionAnswerer
+from smarttrim_mm.backbones.fusion_captions import FusionCaptioner
+from smarttrim_mm.backbones.fusion_retrieval import FusionRetriever
+from smarttrim_mm.backbones.given_tokens import GivenTokens, PromptTokens, encoding
 from smarttrim_mm.backbones.lavis_checkpoint import load_public
-from smarttrim_mm.backbones.lavis_host import (
-    GivenTokens,
-    encoding,
-    host_options,
-    import_lavis,
-    linears,
-    refuse_decoder,
-    vit_view,
-)
+from smarttrim_mm.backbones.lavis_host import host_options, import_lavis, refuse_decoder
 from smarttrim_mm.backbones.lavis_sdpa import SdpaAttention
+from smarttrim_mm.backbones.lavis_vision import vision_of
 from smarttrim_mm.inputs import VLMInputs
-from smarttrim_mm.layers.bert_views import bert_view
-from smarttrim_mm.layers.execution import Execution
-from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.models.conversion import Conversion
-from smarttrim_mm.pairs import PairLogits
 from smarttrim_mm.registry import LAVIS_ARCHS, MODELS
-from smarttrim_mm.structures import TokenStream
 
 _VISION: dict[str, dict[str, Any]] = {  # LAVIS writes them in the code of its ViT, by the vit_type of its config files
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "drop_path_rate": 0.1},
 }
-_CLS, _SEP = 101, 102  # bert-base-uncased
 
 
 @MODELS.register_module()
-class LavisBackbone(nn.Module):
+class LavisBackbone(FusionBackbone):
     """A model of LAVIS, by LAVIS's name for it.
 
     Called with ``arch`` it makes an instance of the subclass that :data:`~smarttrim_mm.registry.LAVIS_ARCHS` has for it.
@@ -75,12 +67,8 @@ class LavisBackbone(nn.Module):
             asked for.
     """
 
-    host: Any  # LAVIS has no types
     lavis_name: str | None = None  # of the model in LAVIS's registry, where ``arch`` is another
-    images_per_text = 1
     has_memory = False  # whether momentum copies run, and fill a queue
-    encodes = False  # whether [ENC] takes the place of [CLS] in the multi-modal encoder
-    anew: frozenset[str] = frozenset()  # streams that enter the fusion stage whole again
     text_defaults: Mapping[str, Any] = {}
     decoder_defaults: Mapping[str, Any] = {}
     option_defaults: Mapping[str, Any] = {}  # of LAVIS's from_config, where its constructor has others
@@ -107,7 +95,7 @@ class LavisBackbone(nn.Module):
         device = torch.get_default_device()
         with torch.device("cpu"):  # LAVIS reads numbers off a tensor, which the meta device does not have
             host = self._build(arch, model_type, vision or {}, text or {}, decoder or {}, options)
-        self._adopt(host, arch, text_first, share_images)
+        self.adopt(host, arch, text_first, share_images)
         if device.type != "cpu":
             self.host.to(device)
 
@@ -124,31 +112,8 @@ class LavisBackbone(nn.Module):
         backbone = cls.__new__(cls, arch=arch)
         nn.Module.__init__(backbone)
         backbone.checkpoint = None
-        backbone._adopt(host, arch, text_first, share_images)
+        backbone.adopt(host, arch, text_first, share_images)
         return backbone
-
-    def _adopt(self, host: Any, arch: str, text_first: bool, share_images: bool | None) -> None:
-        if text_first and share_images:
-            raise ValueError(
-                "text_first=True and share_images=True exclude each other: an image encoding that the text has guided belongs "
-                "to that text alone. Leave share_images out, or set text_first=False."
-            )
-        self.arch, self.host, self.text_first = arch, host, text_first
-        self.share_images = not text_first if share_images is None else share_images
-        self.check_host()
-
-    def check_host(self) -> None:
-        """Refuses a host that cannot be trimmed.
-
-        Raises:
-            ValueError: If no layer of the text encoder reads the image.
-        """
-        if "fusion" not in self.steps:
-            config = self.text_config
-            raise ValueError(
-                f"no layer of the text encoder reads the image: text.fusion_layer is {config.fusion_layer} of "
-                f"{config.num_hidden_layers} layers; expected fewer uni-modal layers"
-            )
 
     @classmethod
     def small_configs(cls) -> dict[str, dict[str, Any]]:
@@ -180,134 +145,14 @@ class LavisBackbone(nn.Module):
         """Loads a public checkpoint, see :func:`~smarttrim_mm.backbones.lavis_checkpoint.load_public`."""
         return load_public(self.host, path)
 
-    @property
-    def input_format(self) -> dict[str, int]:
-        """Sizes and token ids of the inputs and answers, see :func:`smarttrim_mm.utils.random_inputs.random_inputs`."""
-        config = self.text_config
-        return {
-            "image_size": self.image_size[0],
-            "vocab_size": config.vocab_size,
-            "begin_id": _CLS if config.bos_token_id is None else config.bos_token_id,
-            "end_id": _SEP if config.eos_token_id is None else config.eos_token_id,
-            "pad_id": config.pad_token_id,
-            "max_text_length": config.max_position_embeddings,
-            "images_per_text": self.images_per_text,
-        }
-
-    @property
-    def text_config(self) -> Any:
-        """The configuration of the texts' transformer, as transformers has it."""
-        return self.host.text_encoder.config
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the images in pixels."""
-        return self.host.visual_encoder.patch_embed.img_size
-
     @cached_property
-    def steps(self) -> dict[str, list[LayerStep]]:
-        """Views of all layers by stage, in the order of execution: ``image``, ``text`` (uni-modal, if any), ``fusion``."""
-        vit, encoder = self.host.visual_encoder, self.host.text_encoder
-        fusing = [layer for layer in encoder.encoder.layer if hasattr(layer, "crossattention")]
-        text = [LayerStep(f"text.{i}", {"text": bert_view(layer, "text")}) for i, layer in enumerate(self.uni_modal())]
-        image = self.image_steps()
-        fusion = [
-            LayerStep(
-                f"fusion.{i}",
-                {"text": bert_view(layer, "text", *self.reads(i))},
-                memories=dict.fromkeys(self.reads(i), vit.embed_dim),
-                anew=self.anew if i == 0 else frozenset(),
-            )
-            for i, layer in enumerate(fusing)
-        ]
-        stages = {"text": text, "image": image} if self.text_first else {"image": image, "text": text}
-        return {name: steps for name, steps in {**stages, "fusion": fusion}.items() if steps}
+    def vision(self) -> ImageEncoder:
+        """See :class:`~smarttrim_mm.backbones.fusion.FusionBackbone`, like the next."""
+        return vision_of(self.host.visual_encoder)
 
-    def uni_modal(self) -> list[Any]:
-        """The text encoder's layers that run before the image is read: in ALBEF, those without cross-attention."""
-        return [layer for layer in self.host.text_encoder.encoder.layer if not hasattr(layer, "crossattention")]
-
-    def image_steps(self) -> list[LayerStep]:
-        """Views of the image encoder's layers."""
-        guides = {"text": self.text_config.hidden_size} if self.text_first else {}
-        blocks = self.host.visual_encoder.blocks
-        return [LayerStep(f"image.{i}", {"image": vit_view(block, "image")}, guides) for i, block in enumerate(blocks)]
-
-    @cached_property
-    def ahead(self) -> list[LayerStep]:
-        """Views of the text encoder's layers without their cross-attention: BLIP's uni-modal mode."""
-        layers = self.host.text_encoder.encoder.layer
-        return [LayerStep(f"ahead.{i}", {"text": bert_view(layer, "text")}) for i, layer in enumerate(layers)]
-
-    def reads(self, index: int) -> tuple[str, ...]:
-        """The image streams that a layer of the fusion stage reads."""
-        return ("image",)
-
-    def embed_text(self, inputs: VLMInputs, first: Tensor, encodes: bool) -> TokenStream:
-        """Embeddings of the texts, padded: [A, T, D].
-
-        Args:
-            inputs: The batch.
-            first: The pair whose text each answer is about, long [A].
-            encodes: Whether [ENC], the last id of BLIP's vocabulary, takes the place of [CLS].
-        """
-        rows = first if inputs.text_index is None else inputs.text_index[first]
-        ids = inputs.input_ids[rows]
-        if encodes:
-            ids[:, 0] = self.enc_token_id
-        x = self.host.text_encoder.embeddings(input_ids=ids)
-        mask, special = inputs.text_mask[rows], inputs.special_mask[rows]
-        return TokenStream.start(x, ids=inputs.sample_ids[first], valid=mask, special=special)
-
-    def read_images(self, inputs: VLMInputs, execution: Execution, guides: Mapping[str, Tensor]) -> TokenStream:
-        """Runs the image encoder: [I, P + 1, D], padded or packed."""
-        vit, rows = self.host.visual_encoder, inputs.image_index
-        patches = vit.patch_embed(inputs.images)
-        x = torch.cat([vit.cls_token.to(patches.dtype).expand(len(patches), -1, -1), patches], 1)
-        x = vit.pos_drop(x + vit.pos_embed)
-        count = vit.patch_embed.proj.weight.numel() * patches.shape[1]
-        execution.linear(count, name="image.patches", instances=len(patches), rows=rows)
-        image = execution.start(TokenStream.start(x, ids=inputs.image_ids))
-        return execution.run(self.steps["image"], {"image": image}, guides=guides, rows=rows)["image"].map(vit.norm)
-
-    def encode(self, inputs: VLMInputs, execution: Execution) -> TokenStream:
-        """Runs image encoder and text encoder: the texts that have read their images, an instance a sample.
-
-        Raises:
-            ValueError: If the samples have another number of images than the model, or the images another size.
-        """
-        self._check(inputs)
-        if not self.share_images:
-            inputs = inputs.unshared_images()
-        each = self.images_per_text
-        pairs = torch.arange(len(inputs.sample_ids), device=inputs.sample_ids.device)
-        first, rows = pairs[::each], None if each == 1 else pairs // each  # an answer's first pair, and a pair's answer
-        guides: dict[str, Tensor] = {}
-        text: TokenStream | None = None
-        if self.text_first and "text" in self.steps:
-            text = self._read_text(inputs, first, execution, rows)
-            guides["text"] = text.guide()
-        elif self.text_first and any(execution.policy.reads(step) for step in self.steps["image"]):
-            words = execution.start(self.embed_text(inputs, first, encodes=False))
-            guides["text"] = execution.read_ahead(self.ahead, {"text": words}, rows=rows)["text"].guide()
-        if rows is not None:
-            guides = {name: guide[rows] for name, guide in guides.items()}
-        image = self.read_images(inputs, execution, guides)
-        if text is None:
-            text = self._read_text(inputs, first, execution, rows)
-        # from here on an image belongs to its pair
-        index = pairs if inputs.image_index is None else inputs.image_index
-        names = ["image"] if each == 1 else [f"image{i}" for i in range(each)]
-        images = {name: image.expand(index[i::each], inputs.sample_ids[i::each]) for i, name in enumerate(names)}
-        return execution.run(self.steps["fusion"], {"text": text, **images}, rows=rows)["text"]
-
-    def forward(self, inputs: VLMInputs, execution: Execution) -> Tensor | PairLogits:
-        """Runs the model under the execution's policy."""
-        raise NotImplementedError(f"{type(self).__name__} does not define forward()")
-
-    def host_forward(self, inputs: VLMInputs) -> Tensor:
-        """LAVIS's own forward."""
-        raise NotImplementedError(f"{type(self).__name__} does not define host_forward()")
+    @property
+    def text_encoder(self) -> Any:
+        return self.host.text_encoder
 
     def with_sdpa(self) -> SdpaAttention:
         """Within it :meth:`host_forward` attends by ``scaled_dot_product_attention``."""
@@ -315,37 +160,11 @@ class LavisBackbone(nn.Module):
 
     def samples_of(self, inputs: VLMInputs) -> dict[str, Any]:
         """Images and texts as LAVIS passes them, each sample with its own."""
-        self._check(inputs)
+        self.check(inputs)
         inputs, each = inputs.unshared(), self.images_per_text
         names = ["image"] if each == 1 else [f"image{i}" for i in range(each)]
         words = encoding(inputs.input_ids[::each], inputs.text_mask[::each])
         return {**{name: inputs.images[i::each] for i, name in enumerate(names)}, "text_input": words}
-
-    def _read_text(self, inputs: VLMInputs, first: Tensor, execution: Execution, rows: Tensor | None) -> TokenStream:
-        """The text as it enters the fusion stage."""
-        text = execution.start(self.embed_text(inputs, first, self.encodes))
-        return execution.run(self.steps.get("text", []), {"text": text}, rows=rows)["text"]
-
-    def _check(self, inputs: VLMInputs) -> None:
-        if inputs.pairs_per_sample != self.images_per_text:
-            raise ValueError(
-                f"a sample of the batch has {inputs.pairs_per_sample} image-text pairs, and {self.arch} answers about "
-                f"{self.images_per_text}; choose the data set by the model"
-            )
-        self._check_size(inputs)
-
-    def _check_size(self, inputs: VLMInputs) -> None:
-        size = self.image_size
-        if inputs.images.shape[-2:] != size:
-            raise ValueError(
-                f"images are {tuple(inputs.images.shape[-2:])} pixels; expected {size[0]} by {size[1]}. Resize them in the "
-                "data pipeline, or set the backbone's vision.img_size"
-            )
-
-    @property
-    def enc_token_id(self) -> int:
-        """Id of [ENC], which BLIP's tokenizer adds last."""
-        return self.text_config.vocab_size - 1
 
     def _build(
         self,
@@ -421,38 +240,8 @@ class LavisBackbone(nn.Module):
         return {**parts, **host_options(host_class, settings, options, defaults=cls.option_defaults, besides=parts)}
 
 
-class LavisClassifier(LavisBackbone):
+class LavisClassifier(FusionClassifier, LavisBackbone):
     """A LAVIS model with a head on the first token of its multi-modal encoder."""
-
-    head_name = "cls_head"
-
-    @property
-    def head(self) -> nn.Module:
-        """The head, [A, D] -> [A, C]."""
-        return getattr(self.host, self.head_name)
-
-    @property
-    def input_format(self) -> dict[str, int]:
-        """See :class:`LavisBackbone`."""
-        return {**super().input_format, "num_classes": linears(self.head)[-1].out_features}
-
-    def forward(self, inputs: VLMInputs, execution: Execution) -> Tensor | PairLogits:
-        """Runs the model under the execution's policy.
-
-        Args:
-            inputs: The batch.
-            execution: Policy, kind of execution, and record.
-
-        Returns:
-            Logits, [G, C].
-
-        Raises:
-            ValueError: If the samples have another number of images than the model, or the images another size.
-        """
-        text = self.encode(inputs, execution)
-        count = sum(linear.weight.numel() for linear in linears(self.head))
-        execution.linear(count, name=f"head.{self.head_name}", pairs=self.images_per_text)
-        return self.head(text.guide())
 
     def host_forward(self, inputs: VLMInputs) -> Tensor:
         """LAVIS's own forward.
@@ -468,3 +257,81 @@ class LavisClassifier(LavisBackbone):
     def call_host(self, samples: dict[str, Any]) -> Tensor:
         """LAVIS's own forward on a batch as LAVIS passes it, logits [G, C]."""
         return self.host(samples, is_train=False)["predictions"]
+
+
+class LavisAnswerer(FusionAnswerer, LavisBackbone):
+    """A LAVIS model that ranks a list of answers."""
+
+    encoder_outputs = 2  # values of LAVIS's forward_encoder, of which the first is read
+
+    @property
+    def decoder(self) -> Any:
+        return self.host.text_decoder
+
+    def host_memory(self, inputs: VLMInputs) -> tuple[Tensor, Tensor]:
+        samples = self.samples_of(inputs)
+        mask: Tensor = samples["text_input"].attention_mask
+        return self.host_states(samples), mask
+
+    def host_states(self, samples: dict[str, Any]) -> Tensor:
+        """LAVIS's own encoders on a batch as LAVIS passes it: [G, T, D]."""
+        states: Tensor = self.host.forward_encoder(samples)[0].last_hidden_state
+        return states
+
+
+class LavisCaptioner(FusionCaptioner, LavisBackbone):
+    """A LAVIS model that writes about an image; ``text`` goes to its decoder.
+
+    LAVIS's own forward has a ``prompt`` too, a text or its token ids; left out: that of the config file, a text.
+    """
+
+    @property
+    def decoder(self) -> Any:
+        return self.host.text_decoder
+
+    def host_tokenizer(self, arguments: Mapping[str, Any]) -> GivenTokens:
+        config = arguments["text_decoder"].config
+        return PromptTokens(config.vocab_size, config.pad_token_id, arguments["prompt"], self.tokenizer)
+
+    def host_memory(self, inputs: VLMInputs) -> tuple[Tensor, Tensor]:
+        states: Tensor = self.host.forward_encoder(self.samples_of(inputs))
+        return states, torch.ones(states.shape[:-1], dtype=torch.bool, device=states.device)
+
+
+class LavisRetriever(FusionRetriever, LavisBackbone):
+    """A LAVIS model that scores image-text pairs."""
+
+    has_memory = True
+
+    @property
+    def image_proj(self) -> nn.Linear:
+        """See :class:`~smarttrim_mm.backbones.fusion_retrieval.FusionRetriever`, like what follows."""
+        project: nn.Linear = self.host.vision_proj
+        return project
+
+    @property
+    def text_proj(self) -> nn.Linear:
+        project: nn.Linear = self.host.text_proj
+        return project
+
+    @property
+    def match_head(self) -> nn.Module:
+        head: nn.Module = self.host.itm_head
+        return head
+
+    @property
+    def queue(self) -> Any:
+        return self.host
+
+    def momentum(self, images: Tensor, text: Any) -> tuple[Tensor, Tensor]:
+        host = self.host
+        image = host.vision_proj_m(host.visual_encoder_m(images)[:, 0])
+        return image, host.text_proj_m(host.text_encoder_m.forward_text(text).last_hidden_state[:, 0])
+
+    @torch.no_grad()
+    def bound_temperature(self) -> None:
+        self.host.temp.clamp_(0.001, 0.5)
+
+    def host_images(self, images: Tensor) -> Tensor:
+        states: Tensor = self.host.visual_encoder.forward_features(images)
+        return states

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smarttrim_mm.backbones.lavis import LavisClassifier
-from smarttrim_mm.backbones.lavis_decoder import SMALL_ANSWERS, LavisAnswerer
-from smarttrim_mm.backbones.lavis_host import import_lavis, small
-from smarttrim_mm.backbones.lavis_retrieval import Encoded, LavisRetriever, small_queue
+from smarttrim_mm.backbones.fusion_answers import SMALL_ANSWERS
+from smarttrim_mm.backbones.fusion_retrieval import Encoded
+from smarttrim_mm.backbones.lavis import LavisAnswerer, LavisClassifier, LavisRetriever
+from smarttrim_mm.backbones.lavis_host import import_lavis, small, small_queue
 from smarttrim_mm.registry import LAVIS_ARCHS
 
 

@@ -2,18 +2,13 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from smarttrim_mm.backbones.lavis import LavisClassifier
-from smarttrim_mm.backbones.lavis_caption import LavisCaptioner
-from smarttrim_mm.backbones.lavis_decoder import SMALL_ANSWERS, LavisAnswerer
-from smarttrim_mm.backbones.lavis_host import import_lavis, small
-from smarttrim_mm.backbones.lavis_retrieval import Encoded, LavisRetriever, small_queue
-from smarttrim_mm.inputs import VLMInputs
-from smarttrim_mm.layers.execution import Execution
+from smarttrim_mm.backbones.fusion_answers import SMALL_ANSWERS
+from smarttrim_mm.backbones.fusion_retrieval import TwiceReadRetriever
+from smarttrim_mm.backbones.lavis import LavisAnswerer, LavisCaptioner, LavisClassifier, LavisRetriever
+from smarttrim_mm.backbones.lavis_host import import_lavis, small, small_queue
 from smarttrim_mm.registry import LAVIS_ARCHS
-from smarttrim_mm.structures import TokenStream
 
 _BEGIN, _END = 101, 102  # of small texts
 
@@ -85,42 +80,9 @@ class BlipCaption(LavisCaptioner):
 
 
 @LAVIS_ARCHS.register_module("blip_retrieval")
-class BlipRetrieval(LavisRetriever):
-    """Images and texts of COCO and Flickr30K.
-
-    A text runs through the text encoder uni-modally to be compared, and once more, from [ENC] on, with each image.
-    """
-
-    anew = frozenset({"text"})
+class BlipRetrieval(TwiceReadRetriever, LavisRetriever):
+    """Images and texts of COCO and Flickr30K."""
 
     @classmethod
     def variants(cls) -> dict[str, dict[str, Any]]:
         return {"shared images": small_queue(small(2))}
-
-    def uni_modal(self) -> list[Any]:
-        return list(self.host.text_encoder.encoder.layer)
-
-    def to_fuse(self, text: TokenStream, inputs: VLMInputs, execution: Execution) -> TokenStream:
-        ids = inputs.input_ids.clone()
-        ids[:, 0] = self.enc_token_id
-        return self.words(inputs, ids, execution)
-
-    def begin_fusion(self, text: TokenStream) -> TokenStream:
-        return self.embed(text)
-
-    def hardness(self, texts: Encoded, images: Encoded, contrast: Tensor) -> tuple[Tensor, Tensor]:
-        similar = self.similarities(texts, images) / self.host.temp
-        return similar.t(), similar
-
-    def host_fusion(self, text: Any, alone: Tensor, images: Tensor) -> Tensor:
-        ids = text.input_ids.clone()
-        ids[:, 0] = self.enc_token_id
-        mask = torch.ones(images.shape[:2], dtype=torch.long, device=images.device)
-        states = self.host.text_encoder(
-            ids,
-            attention_mask=text.attention_mask,
-            encoder_hidden_states=images,
-            encoder_attention_mask=mask,
-            return_dict=True,
-        )
-        return states.last_hidden_state[:, 0]

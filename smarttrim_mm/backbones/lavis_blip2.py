@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, one_hot
 from transformers import BertConfig
 
+from smarttrim_mm.backbones.fusion import linears
+from smarttrim_mm.backbones.fusion_retrieval import Encoded, check_single_pairs, text_ids
+from smarttrim_mm.backbones.given_tokens import GivenTokens
 from smarttrim_mm.backbones.lavis import LavisClassifier
 from smarttrim_mm.backbones.lavis_checkpoint import load_public
-from smarttrim_mm.backbones.lavis_host import GivenTokens, host_options, import_lavis, linears, refuse_decoder, small
-from smarttrim_mm.backbones.lavis_retrieval import Encoded, check_single_pairs, text_ids
-from smarttrim_mm.backbones.lavis_vision import ClipVision, EvaVision, new_vision, vision_of
+from smarttrim_mm.backbones.lavis_host import host_options, import_lavis, refuse_decoder, small
+from smarttrim_mm.backbones.lavis_vision import new_vision
 from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.layers.bert_views import bert_view, qformer_view
 from smarttrim_mm.layers.execution import Execution
@@ -143,15 +145,6 @@ class Blip2Qformer(LavisClassifier):
         """Number of queries."""
         return self.host.query_tokens.shape[1]
 
-    @cached_property
-    def vision(self) -> EvaVision | ClipVision:
-        """The image encoder's adapter."""
-        return vision_of(self.host.visual_encoder)
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self.vision.image_size
-
     def check_host(self) -> None:
         """Refuses a host that cannot be trimmed.
 
@@ -169,10 +162,6 @@ class Blip2Qformer(LavisClassifier):
             view = qformer_view(layer, "text", self.queries, *reads)
             fusion.append(LayerStep(f"fusion.{i}", {"text": view}, memories=dict.fromkeys(reads, width)))
         return {"image": self.image_steps(), "fusion": fusion}
-
-    def image_steps(self) -> list[LayerStep]:
-        guides = {"text": self.text_config.hidden_size} if self.text_first else {}
-        return [LayerStep(f"image.{i}", {"image": view}, guides) for i, view in enumerate(self.vision.views("image"))]
 
     @cached_property
     def ahead(self) -> list[LayerStep]:
@@ -193,12 +182,7 @@ class Blip2Qformer(LavisClassifier):
         return TokenStream.start(x, ids=inputs.sample_ids[first], valid=mask, special=special)
 
     def read_images(self, inputs: VLMInputs, execution: Execution, guides: Mapping[str, Tensor]) -> TokenStream:
-        vision, rows = self.vision, inputs.image_index
-        count = vision.patch_weight.numel() * vision.patches
-        execution.linear(count, name="image.patches", instances=len(inputs.images), rows=rows)
-        image = execution.start(TokenStream.start(vision.embed(inputs.images), ids=inputs.image_ids))
-        image = execution.run(self.steps["image"], {"image": image}, guides=guides, rows=rows)["image"]
-        return image.map(self.host.ln_vision)
+        return super().read_images(inputs, execution, guides).map(self.host.ln_vision)
 
     def forward(self, inputs: VLMInputs, execution: Execution) -> Tensor | PairLogits:
         """Runs the model under the execution's policy.
@@ -218,7 +202,7 @@ class Blip2Qformer(LavisClassifier):
             return self._tell_apart(inputs, inputs.targets, execution)
         if inputs.pairs_per_sample == 1 or not self.ranks_texts:
             return self.match(self.encode(inputs, execution), execution)
-        self._check_size(inputs)
+        self.check_size(inputs)
         if not self.share_images:
             inputs = inputs.unshared_images()
         images = self.encode_images(inputs, execution)
@@ -297,7 +281,7 @@ class Blip2Qformer(LavisClassifier):
 
     def _tell_apart(self, inputs: VLMInputs, targets: PairTargets, execution: Execution) -> PairLogits:
         """LAVIS's training step up to its losses. Random numbers are drawn in LAVIS's order."""
-        self._check(inputs)
+        self.check(inputs)
         if not self.share_images:
             inputs = inputs.unshared_images()
         ids, rows = inputs.sample_ids, inputs.image_index

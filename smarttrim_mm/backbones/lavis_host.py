@@ -1,4 +1,4 @@
-"""What adapters need of LAVIS and of its models' parts: importing it, its texts, views of its ViT."""
+"""What adapters need of LAVIS and of its models' parts: importing it, its constructors' arguments, views of its ViT."""
 
 from __future__ import annotations
 
@@ -8,44 +8,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from PIL import ImageFile
-from torch import Tensor, nn
-from transformers import BatchEncoding
+from torch import nn
 from transformers.utils import logging
 
 from smarttrim_mm.layers.views import AttentionView, LayerView, MlpView, Projection
-
-
-def encoding(input_ids: Tensor, mask: Tensor) -> BatchEncoding:
-    """Texts as transformers' tokenizers give them.
-
-    Args:
-        input_ids: [A, L].
-        mask: True at real tokens, bool [A, L].
-    """
-    return BatchEncoding({"input_ids": input_ids, "attention_mask": mask.long()})
-
-
-class GivenTokens:
-    """Stands in a LAVIS model for its tokenizer, which would be downloaded: texts come as the token ids of a data set.
-
-    Args:
-        vocab_size: Number of ids. BLIP's tokenizer adds [DEC], which begins what a decoder gives, and then [ENC].
-        pad_token_id: Id of the padding.
-        encodes: Whether there is an [ENC]; BLIP-2's tokenizer adds none.
-    """
-
-    def __init__(self, vocab_size: int, pad_token_id: int, encodes: bool = True) -> None:
-        self.vocab_size, self.pad_token_id = vocab_size, pad_token_id
-        self.bos_token_id = vocab_size - 1 - encodes
-        if encodes:
-            self.enc_token_id = vocab_size - 1
-
-    def __len__(self) -> int:
-        return self.vocab_size
-
-    def __call__(self, text: BatchEncoding, **_: Any) -> BatchEncoding:
-        """A copy, as models write into what they get."""
-        return BatchEncoding({name: value.clone() for name, value in text.items()})
 
 
 def import_lavis(name: str) -> Any:
@@ -164,6 +130,6 @@ def vit_view(block: Any, stream: str) -> LayerView:
     return LayerView((attention,), feed_forward, pre_norm=True, owner=block)
 
 
-def linears(module: nn.Module) -> list[nn.Linear]:
-    """The Linears of a module."""
-    return [part for part in module.modules() if isinstance(part, nn.Linear)]
+def small_queue(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a small model for tests, with a queue for batches of 2, 3, 4, 6 and 8."""
+    return {**sizes, "queue_size": 24, "embed_dim": 12}

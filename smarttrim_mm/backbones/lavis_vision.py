@@ -1,4 +1,4 @@
-"""The image encoders of LAVIS's BLIP-2: EVA's ViT-g and CLIP's ViT-L."""
+"""The image encoders of LAVIS: BLIP's and ALBEF's ViT, and those of BLIP-2, EVA's ViT-g and CLIP's ViT-L."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from smarttrim_mm.backbones.fusion import ImageEncoder
 from smarttrim_mm.backbones.lavis_host import import_lavis, vit_view
 from smarttrim_mm.layers.views import AttentionView, LayerView, MlpView, Projection
 
@@ -56,13 +57,15 @@ def new_vision(options: Mapping[str, Any], sizes: Mapping[str, Any]) -> nn.Modul
     return encoder
 
 
-def vision_of(encoder: Any) -> EvaVision | ClipVision:
+def vision_of(encoder: Any) -> ImageEncoder:
     """The adapter of an image encoder.
 
     Raises:
         ValueError: If its layers have a part that cannot be trimmed.
     """
-    return ClipVision(encoder) if hasattr(encoder, "conv1") else EvaVision(encoder)
+    if hasattr(encoder, "conv1"):
+        return ClipVision(encoder)
+    return EvaVision(encoder) if hasattr(encoder, "use_rel_pos_bias") else VitVision(encoder)
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,8 @@ class QVBiased(Projection):
         return None if q is None else torch.cat([q, torch.zeros_like(v), v])
 
 
-class EvaVision:
-    """EVA's ViT: pre-norm, as BLIP's but for the biases and one dropout.
+class VitVision:
+    """BLIP's and ALBEF's ViT.
 
     Args:
         encoder: LAVIS's.
@@ -90,6 +93,54 @@ class EvaVision:
 
     def __init__(self, encoder: Any) -> None:
         self.encoder = encoder
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        size: tuple[int, int] = self.encoder.patch_embed.img_size
+        return size
+
+    @property
+    def patches(self) -> int:
+        return int(self.encoder.patch_embed.num_patches)
+
+    @property
+    def patch_weight(self) -> Tensor:
+        weight: Tensor = self.encoder.patch_embed.proj.weight
+        return weight
+
+    @property
+    def width(self) -> int:
+        return int(self.encoder.embed_dim)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """[I, 3, height, width] -> [I, P + 1, D], the class token first."""
+        x = self.encoder.patch_embed(images)
+        x = torch.cat([self.encoder.cls_token.to(x.dtype).expand(len(x), -1, -1), x], 1)
+        embedded: Tensor = self.encoder.pos_drop(x + self.encoder.pos_embed)
+        return embedded
+
+    def views(self, stream: str) -> list[LayerView]:
+        """Views of the layers."""
+        return [vit_view(block, stream) for block in self.encoder.blocks]
+
+    def norm(self, x: Tensor) -> Tensor:
+        """What comes behind the last layer."""
+        normed: Tensor = self.encoder.norm(x)
+        return normed
+
+
+class EvaVision(VitVision):
+    """EVA's ViT: pre-norm, as BLIP's but for the biases and one dropout.
+
+    Args:
+        encoder: LAVIS's.
+
+    Raises:
+        ValueError: If it has other positions, or LayerScale.
+    """
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__(encoder)
         others = {
             "use_abs_pos_emb=False": encoder.pos_embed is None,
             "use_shared_rel_pos_bias": encoder.rel_pos_bias is not None,
@@ -102,27 +153,13 @@ class EvaVision:
                 "ViT-g. Leave it out"
             )
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self.encoder.patch_embed.img_size
-
-    @property
-    def patches(self) -> int:
-        return self.encoder.patch_embed.num_patches
-
-    @property
-    def patch_weight(self) -> Tensor:
-        return self.encoder.patch_embed.proj.weight
-
-    def embed(self, images: Tensor) -> Tensor:
-        """[I, 3, height, width] -> [I, P + 1, D], the class token first."""
-        x = self.encoder.patch_embed(images)
-        x = torch.cat([self.encoder.cls_token.expand(len(x), -1, -1), x], 1)
-        return self.encoder.pos_drop(x + self.encoder.pos_embed)
-
     def views(self, stream: str) -> list[LayerView]:
         """Views of the layers."""
         return [_eva_view(block, stream) for block in self.encoder.blocks]
+
+    def norm(self, x: Tensor) -> Tensor:
+        """Nothing: BLIP-2 has a norm of its own."""
+        return x
 
 
 class ClipVision:
@@ -147,6 +184,10 @@ class ClipVision:
     def patch_weight(self) -> Tensor:
         return self.encoder.conv1.weight
 
+    @property
+    def width(self) -> int:
+        return self.encoder.num_features
+
     def embed(self, images: Tensor) -> Tensor:
         """[I, 3, height, width] -> [I, P + 1, D], the class token first."""
         x = self.encoder.conv1(images).flatten(2).transpose(1, 2)
@@ -156,6 +197,10 @@ class ClipVision:
     def views(self, stream: str) -> list[LayerView]:
         """Views of the layers."""
         return [_clip_view(block, stream) for block in self.encoder.transformer.resblocks]
+
+    def norm(self, x: Tensor) -> Tensor:
+        """Nothing: BLIP-2 has a norm of its own."""
+        return x
 
 
 def _eva_view(block: Any, stream: str) -> LayerView:

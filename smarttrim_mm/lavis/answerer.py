@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-from smarttrim_mm.backbones.lavis_decoder import LavisAnswerer
-from smarttrim_mm.backbones.lavis_host import encoding
-from smarttrim_mm.backbones.lavis_writing import NUCLEUS_PENALTY, Writing, write
+from smarttrim_mm.backbones.given_tokens import encoding
+from smarttrim_mm.backbones.lavis import LavisAnswerer
+from smarttrim_mm.backbones.writing import NUCLEUS_PENALTY, Writing, write
 from smarttrim_mm.inputs import TextTargets
 from smarttrim_mm.lavis.model import TrimmedModel, methods_of
 from smarttrim_mm.layers.execution import Execution

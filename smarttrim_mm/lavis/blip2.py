@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding
 
+from smarttrim_mm.backbones.fusion import linears
 from smarttrim_mm.backbones.lavis_blip2 import Blip2Matching, Blip2Qformer
-from smarttrim_mm.backbones.lavis_host import import_lavis, linears
-from smarttrim_mm.backbones.lavis_writing import OnRun, Writing, write
+from smarttrim_mm.backbones.lavis_host import import_lavis
+from smarttrim_mm.backbones.writing import OnRun, Writing, write
 from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.lavis.classifier import Scorer
 from smarttrim_mm.lavis.model import identities, methods_of
@@ -150,7 +151,7 @@ class QFormer(Ranker, Scorer):
         """Captions by LAVIS's decoder, which runs whole on what the image encoder has kept.
 
         In place of LAVIS's, whose mask is all ones, and which repeats for the beams what transformers repeats too. Beams search
-        for each image alone, see :func:`~smarttrim_mm.backbones.lavis_writing.write`. As in LAVIS, ``repetition_penalty`` has
+        for each image alone, see :func:`~smarttrim_mm.backbones.writing.write`. As in LAVIS, ``repetition_penalty`` has
         no effect.
         """
         inputs = self._without_texts(samples["image"], samples)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from transformers import BatchEncoding
 
-from smarttrim_mm.backbones.lavis_caption import LavisCaptioner
-from smarttrim_mm.backbones.lavis_host import encoding, import_lavis
-from smarttrim_mm.backbones.lavis_writing import NUCLEUS_PENALTY, Writing
+from smarttrim_mm.backbones.given_tokens import encoding
+from smarttrim_mm.backbones.lavis import LavisCaptioner
+from smarttrim_mm.backbones.lavis_host import import_lavis
+from smarttrim_mm.backbones.writing import NUCLEUS_PENALTY, Writing
 from smarttrim_mm.evaluation.caption_scores import caption_scores, check_tokenizer
 from smarttrim_mm.inputs import TextTargets
 from smarttrim_mm.lavis.model import TrimmedModel, methods_of
@@ -83,7 +84,7 @@ class Captioner(TrimmedModel):
             max_length: Most tokens, the prompt's included.
             min_length: Fewest tokens, likewise.
             top_p: Probability of the words that are drawn from.
-            repetition_penalty: See :class:`~smarttrim_mm.backbones.lavis_writing.Writing`.
+            repetition_penalty: See :class:`~smarttrim_mm.backbones.writing.Writing`.
             num_captions: Of each image; a search finds the same each time.
         """
         prompts = self.tokenizer([self.prompt] * len(samples["image"]), return_tensors="pt").to(self.device)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from smarttrim_mm.backbones.lavis_retrieval import LavisRetriever
+from smarttrim_mm.backbones.lavis import LavisRetriever
 from smarttrim_mm.inputs import TextTargets, VLMInputs
 from smarttrim_mm.lavis.model import methods_of, place_of
 from smarttrim_mm.lavis.ranking import Ranker

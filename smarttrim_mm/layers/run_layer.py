@@ -97,15 +97,13 @@ def _run_attention(
         executed += work
     if join is not None and join.merge is not None:
         executed += x.shape[:-1].numel() * join.merge.weight.numel()
-    y = dropout(_join(join, parts), first.dropout, training)
-    y = _drop_path(y, layout, first.drop_path, training)
+    y = _branch(_join(join, parts), first, layout, training)
     return TokenStream(x + y if layer.pre_norm else first.norm(x + y), layout), executed
 
 
 def _run_mlp(layer: LayerView, view: MlpView, stream: TokenStream) -> tuple[TokenStream, int]:
     x, layout, training = stream.x, stream.layout, layer.owner.training
-    y = view.fc2(view.act(view.fc1(view.norm(x) if layer.pre_norm else x)))
-    y = _drop_path(dropout(y, view.dropout, training), layout, view.drop_path, training)
+    y = _branch(view.fc2(view.act(view.fc1(view.norm(x) if layer.pre_norm else x))), view, layout, training)
     x = x + y if layer.pre_norm else view.norm(x + y)
     return TokenStream(x, layout), stream.x.shape[:-1].numel() * view.multiply_adds
 
@@ -114,6 +112,12 @@ def _join(join: JoinView | None, parts: list[Tensor]) -> Tensor:
     if join is None:
         return parts[0]
     return sum(parts[1:], parts[0]) / len(parts) if join.merge is None else join.merge(torch.cat(parts, -1))
+
+
+def _branch(y: Tensor, view: AttentionView | MlpView, layout: Layout, training: bool) -> Tensor:
+    """What a sub-layer adds to its input, of its output."""
+    y = dropout(y, view.dropout, training)
+    return _drop_path(y if view.scale is None else view.scale(y), layout, view.drop_path, training)
 
 
 def _drop_path(x: Tensor, layout: Layout, p: float, training: bool) -> Tensor:

@@ -60,6 +60,7 @@ class AttentionView:
         dropout: Probability, on the output.
         drop_path: Probability that an instance goes past this sub-layer in training (stochastic depth).
         first: How many tokens of each instance ask, the first of them; the others go past this sub-layer. None: all ask.
+        scale: Scales the channels of the output, between dropout and drop path (LayerScale); None: nothing does.
     """
 
     name: str
@@ -74,6 +75,7 @@ class AttentionView:
     dropout: float = 0.0
     drop_path: float = 0.0
     first: int | None = None
+    scale: Callable[[Tensor], Tensor] | None = None
 
     @property
     def head_width(self) -> int:
@@ -92,6 +94,7 @@ class MlpView:
         dropout: Probability, on the output.
         drop_path: As in :class:`AttentionView`.
         first: How many tokens of each instance it is for, the first of them; None: all, or all others.
+        scale: As in :class:`AttentionView`.
     """
 
     fc1: nn.Linear
@@ -101,6 +104,7 @@ class MlpView:
     dropout: float = 0.0
     drop_path: float = 0.0
     first: int | None = None
+    scale: Callable[[Tensor], Tensor] | None = None
 
     @property
     def multiply_adds(self) -> int:
@@ -110,7 +114,7 @@ class MlpView:
 
 @dataclass(frozen=True)
 class JoinView:
-    """Attentions of the same queries whose outputs make one sub-layer; its norm and dropouts are those of the first.
+    """Attentions of the same queries whose outputs make one sub-layer; its norm, dropouts and scale are those of the first.
 
     Attributes:
         names: Names of the attentions, neighbours in their layer.

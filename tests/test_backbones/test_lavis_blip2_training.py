@@ -10,8 +10,9 @@ from mmengine.registry import DefaultScope
 from torch.distributed import HashStore, destroy_process_group, init_process_group
 from torch.multiprocessing import spawn
 
+from smarttrim_mm.backbones.given_tokens import encoding
 from smarttrim_mm.backbones.lavis import LavisBackbone
-from smarttrim_mm.backbones.lavis_host import encoding, import_lavis
+from smarttrim_mm.backbones.lavis_host import import_lavis
 from smarttrim_mm.pairs import draw_negatives
 from smarttrim_mm.registry import MODELS
 from smarttrim_mm.testing import Strip, count_multiply_adds, excite, random_inputs

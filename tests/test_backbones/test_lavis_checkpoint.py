@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import BatchEncoding
 
+from smarttrim_mm.backbones.given_tokens import GivenTokens
 from smarttrim_mm.backbones.lavis_checkpoint import convert_public, lacking, plain_weights
-from smarttrim_mm.backbones.lavis_host import GivenTokens
 from smarttrim_mm.registry import MODELS
 from smarttrim_mm.testing import backbone_cases, excite, random_inputs
 

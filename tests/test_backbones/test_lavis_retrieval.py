@@ -11,8 +11,8 @@ from torch.distributed import destroy_process_group, init_process_group
 from torch.multiprocessing import spawn
 from torch.nn.functional import cosine_similarity
 
+from smarttrim_mm.backbones.given_tokens import encoding
 from smarttrim_mm.backbones.lavis import LavisBackbone
-from smarttrim_mm.backbones.lavis_host import encoding
 from smarttrim_mm.layers.execution import Execution
 from smarttrim_mm.models.all_pairs import PairScorer
 from smarttrim_mm.pairs import draw_negatives

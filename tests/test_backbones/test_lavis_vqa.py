@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import BatchEncoding
 
-from smarttrim_mm.backbones.lavis_host import encoding
+from smarttrim_mm.backbones.given_tokens import encoding
 from smarttrim_mm.inputs import TextTargets
 from smarttrim_mm.losses.answers import AnswerGeneration
 from smarttrim_mm.registry import MODELS

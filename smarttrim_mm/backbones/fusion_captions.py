@@ -1,4 +1,4 @@
-"""LAVIS's captioner: a decoder that reads an image and continues a text about it."""
+"""Backbones that caption: a decoder that reads an image and continues a text about it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from typing import Any
 import torch
 from mmpretrain.structures import DataSample
 from torch import Tensor
-from transformers import BatchEncoding
 
-from smarttrim_mm.backbones.lavis_decoder import Decode, LavisDecoding
-from smarttrim_mm.backbones.lavis_host import GivenTokens
-from smarttrim_mm.backbones.lavis_writing import Writing, write
-from smarttrim_mm.datasets.tokenizers import Tokenizer
+from smarttrim_mm.backbones.fusion_answers import Decode, FusionDecoding
+from smarttrim_mm.backbones.writing import Writing
 from smarttrim_mm.inputs import TextTargets, VLMInputs
 from smarttrim_mm.layers.execution import Execution
 from smarttrim_mm.layers.views import LayerStep
@@ -22,11 +19,9 @@ from smarttrim_mm.models.predictions import write_scores
 from smarttrim_mm.registry import TOKENIZERS
 from smarttrim_mm.structures import TokenStream
 
-_LONGEST = 32  # tokens of a prompt
 
-
-class LavisCaptioner(LavisDecoding):
-    """A LAVIS model that writes about an image.
+class FusionCaptioner(FusionDecoding):
+    """A model that writes about an image.
 
     There is no text encoder: the policy acts in the image encoder alone, and the decoder reads what is left of the image, so
     that dropping some makes it cheaper. No gradient goes through what the decoder does not read: a decision learns from the
@@ -35,20 +30,17 @@ class LavisCaptioner(LavisDecoding):
     The texts of a batch are what the decoder has been given so far, without their end tokens: a prompt, ``a picture of``.
 
     Args:
-        generation: Settings of :class:`~smarttrim_mm.backbones.lavis_writing.Writing`: what predictions are captions by;
+        generation: Settings of :class:`~smarttrim_mm.backbones.writing.Writing`: what predictions are captions by;
             None: they are the scores of the next token.
         tokenizer: Config of a tokenizer (registry ``TOKENIZERS``), that of the pipeline: for captions, and for a prompt that
             is text.
-        **kwargs: Those of :class:`~smarttrim_mm.backbones.lavis.LavisBackbone`; ``text`` goes to the decoder. LAVIS's own
-            forward has a ``prompt`` too, a text or its token ids; left out: that of the config file, a text.
+        **kwargs: Those of the host's adapter.
 
     Raises:
         ValueError: If ``text_first`` is set, the generation's settings do not fit, or there is no tokenizer for texts.
     """
 
     decodes = ("captions", "image")
-    generation: Writing | None = None
-    tokenizer: Tokenizer | None = None
 
     def __init__(
         self,
@@ -57,17 +49,10 @@ class LavisCaptioner(LavisDecoding):
         tokenizer: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        # first: LAVIS's constructor asks for the prompt's tokens
+        # first: hosts' constructors ask for the prompt's tokens
         self.tokenizer = None if tokenizer is None else TOKENIZERS.build(tokenizer)
         super().__init__(**kwargs)
-        if generation is None:
-            return
-        self.generation = Writing.read(generation)
-        if self.tokenizer is None:
-            raise ValueError("generation is set and tokenizer is None: captions are texts; give the tokenizer of the pipeline")
-        positions = self.text_config.max_position_embeddings
-        if self.generation.max_length > positions:
-            raise ValueError(f"generation has max_length={self.generation.max_length}; the decoder has {positions} positions")
+        self.set_generation(generation)
 
     def check_host(self) -> None:
         """Refuses to be guided by a text.
@@ -81,11 +66,11 @@ class LavisCaptioner(LavisDecoding):
     @property
     def text_config(self) -> Any:
         """The decoder's configuration."""
-        return self.host.text_decoder.config
+        return self.decoder.config
 
     @property
     def input_format(self) -> dict[str, int]:
-        """See :class:`~smarttrim_mm.backbones.lavis.LavisBackbone`; a class is a token."""
+        """See :class:`~smarttrim_mm.backbones.fusion.FusionBackbone`; a class is a token."""
         own = super().input_format
         return {**own, "max_text_length": own["max_text_length"] + 1, "num_classes": own["vocab_size"]}
 
@@ -94,23 +79,13 @@ class LavisCaptioner(LavisDecoding):
         """Views of the image encoder's layers."""
         return {"image": self.image_steps()}
 
-    def host_tokenizer(self, arguments: Mapping[str, Any]) -> GivenTokens:
-        config, prompt = arguments["text_decoder"].config, arguments["prompt"]
-        if isinstance(prompt, str) and self.tokenizer is None:
-            raise ValueError(
-                f"prompt is {prompt!r} and tokenizer is None; give the tokenizer of the pipeline, or the prompt's token ids "
-                "with begin and end tokens"
-            )
-        ids = self.tokenizer(prompt, _LONGEST).tolist() if isinstance(prompt, str) and self.tokenizer else list(prompt)
-        return _PromptTokens(config.vocab_size, config.pad_token_id, ids)
-
     def encode(self, inputs: VLMInputs, execution: Execution) -> TokenStream:
         """Runs the image encoder: what is left of each sample's image.
 
         Raises:
             ValueError: If the samples have another number of images than one, or the images another size.
         """
-        self._check(inputs)
+        self.check(inputs)
         if not self.share_images:
             inputs = inputs.unshared_images()
         image = self.read_images(inputs, execution, {})
@@ -134,7 +109,7 @@ class LavisCaptioner(LavisDecoding):
         return self._next(inputs, self._decoder(self.encode(inputs, execution), execution))
 
     def host_forward(self, inputs: VLMInputs) -> Tensor:
-        """LAVIS's own encoder and decoder.
+        """The host's own encoder and decoder.
 
         Args:
             inputs: The batch.
@@ -142,8 +117,7 @@ class LavisCaptioner(LavisDecoding):
         Returns:
             As :meth:`forward`.
         """
-        states = self.host.forward_encoder(self.samples_of(inputs))
-        mask = torch.ones(states.shape[:-1], dtype=torch.bool, device=states.device)
+        states, mask = self.host_memory(inputs)
         return self._next(inputs, lambda ids, real, index: self._decode(ids, real, states[index], mask[index]))
 
     def generate(self, inputs: VLMInputs, execution: Execution, how: Writing | None = None, captions: int = 1) -> Tensor:
@@ -152,7 +126,7 @@ class LavisCaptioner(LavisDecoding):
         Args:
             inputs: The batch; its texts are continued.
             execution: Policy, kind of execution, and record.
-            how: Settings; None: the config's, or else LAVIS's.
+            how: Settings; None: the config's, or else the defaults.
             captions: Of each sample.
 
         Returns:
@@ -165,22 +139,9 @@ class LavisCaptioner(LavisDecoding):
         if (given != given[0]).any():
             raise ValueError(f"texts of a batch have {(given + 1).tolist()} tokens; expected one prompt for all to continue")
         memory = self.encode(inputs, execution)
-        states, mask = memory.pad()
-        rows = torch.arange(len(states), device=states.device).repeat_interleave(captions)
-
-        def count(ids: Tensor, index: Tensor, done: Tensor) -> None:
-            self.count_decoder(execution, memory, torch.ones_like(ids, dtype=torch.bool), rows[index], done)
-
-        return write(
-            self.host.text_decoder,
-            self._begun(inputs.input_ids)[rows, : int(given[0])],
-            states[rows],
-            mask[rows],
-            how or self.generation or Writing(),
-            end_id=self.input_format["end_id"],
-            pad_id=self.input_format["pad_id"],
-            on_run=count,
-        )
+        rows = torch.arange(len(given), device=given.device).repeat_interleave(captions)
+        begun = self._begun(inputs.input_ids)[rows, : int(given[0])]
+        return self._write(begun, memory, rows, execution, how or self.generation or Writing())
 
     def predict(self, inputs: VLMInputs, execution: Execution, data_samples: Sequence[DataSample]) -> None:
         """Fills in ``pred_caption``, a text; without ``generation``, ``pred_scores`` of the next token.
@@ -229,16 +190,3 @@ def _continued(given: Tensor, real: Tensor, texts: TextTargets) -> tuple[Tensor,
     both, asked = torch.cat([real, more], 1), torch.cat([torch.zeros_like(real), more], 1)
     order = (~both).byte().argsort(dim=1, stable=True)[:, : int(both.sum(1).max())]
     return ids.gather(1, order), both.gather(1, order), asked.gather(1, order)
-
-
-class _PromptTokens(GivenTokens):
-    """Knows one text besides: LAVIS's constructor counts the prompt's tokens."""
-
-    def __init__(self, vocab_size: int, pad_token_id: int, prompt: list[int]) -> None:
-        super().__init__(vocab_size, pad_token_id)
-        self.prompt = prompt
-
-    def __call__(self, text: BatchEncoding | str | Sequence[int], **kwargs: Any) -> BatchEncoding:
-        if isinstance(text, BatchEncoding):
-            return super().__call__(text, **kwargs)
-        return BatchEncoding({"input_ids": list(self.prompt)})

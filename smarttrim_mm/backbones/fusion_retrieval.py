@@ -1,12 +1,11 @@
-"""LAVIS's retrieval models: images and texts are encoded apart, compared (ITC), and the likely pairs matched (ITM).
+"""Backbones for retrieval: images and texts are encoded apart, compared (ITC), and the likely pairs matched (ITM).
 
-In training, contrast and hard negatives are LAVIS's (ALBEF, arXiv 2107.07651; BLIP, arXiv 2201.12086): momentum copies and
-queues are LAVIS's own, dense, and moved by its own methods.
+In training, contrast and hard negatives are those of ALBEF (arXiv 2107.07651) and BLIP (arXiv 2201.12086): momentum copies and
+queues are the host's own, dense, and moved by its own methods.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, softmax
 
-from smarttrim_mm.backbones.lavis import LavisBackbone
-from smarttrim_mm.backbones.lavis_host import encoding, linears
+from smarttrim_mm.backbones.fusion import FusionBackbone, linears
+from smarttrim_mm.backbones.given_tokens import encoding
 from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.layers.execution import Execution
 from smarttrim_mm.pairs import Memory, PairLogits, PairTargets, draw_negatives
@@ -47,18 +46,18 @@ class Encoded:
         return Encoded(self.stream.expand(rows, ids), self.features[rows])
 
 
-class LavisRetriever(LavisBackbone):
-    """A LAVIS model that scores image-text pairs for retrieval.
+class FusionRetriever(FusionBackbone):
+    """A model that scores image-text pairs for retrieval.
 
-    A pair's score is LAVIS's: the matching head's logit of "fits", plus the similarity of image and text.
+    A pair's score is the host's: the matching head's logit of "fits", plus the similarity of image and text.
 
     Attributes:
         ramp_up: How much of ``alpha`` the momentum copies have in the contrastive targets, from 0 to 1; moved by
             :class:`~smarttrim_mm.hooks.schedule.RampUpHook`.
     """
 
+    settings = "model.backbone."  # where a config sets the queue, and options of the host
     ranks_texts = True
-    has_memory = True
     ramp_up = 1.0
 
     def check_host(self) -> None:
@@ -76,8 +75,70 @@ class LavisRetriever(LavisBackbone):
 
     @property
     def input_format(self) -> dict[str, int]:
-        """See :class:`~smarttrim_mm.backbones.lavis.LavisBackbone`."""
-        return {**super().input_format, "num_classes": self.host.itm_head.out_features}
+        """See :class:`~smarttrim_mm.backbones.fusion.FusionBackbone`."""
+        return {**super().input_format, "num_classes": 2}
+
+    @property
+    def image_proj(self) -> nn.Linear:
+        """Maps an image's class token to what is compared."""
+        raise NotImplementedError(f"{type(self).__name__} does not define image_proj")
+
+    @property
+    def text_proj(self) -> nn.Linear:
+        """Maps a text's first token to what is compared."""
+        raise NotImplementedError(f"{type(self).__name__} does not define text_proj")
+
+    @property
+    def match_head(self) -> nn.Module:
+        """What tells whether a pair fits, for its count."""
+        raise NotImplementedError(f"{type(self).__name__} does not define match_head")
+
+    @property
+    def queue(self) -> Any:
+        """What has ``queue_size``, ``queue_ptr``, ``image_queue``, ``text_queue``, ``idx_queue`` and ``alpha``."""
+        raise NotImplementedError(f"{type(self).__name__} does not define queue")
+
+    def match(self, first: Tensor) -> Tensor:
+        """That a text does not fit its image, and that it does, of its first token: [B, D] -> [B, 2]."""
+        fits: Tensor = self.match_head(first)
+        return fits
+
+    def momentum(self, images: Tensor, text: Any) -> tuple[Tensor, Tensor]:
+        """What the momentum copies make of images and of tokenised texts, to be compared: [I, E] and [Q, E]."""
+        raise NotImplementedError(f"{type(self).__name__} does not define momentum()")
+
+    def bound_temperature(self) -> None:
+        """Keeps the temperature within the host's bounds, if it has some."""
+
+    def host_fusion(self, text: Any, alone: Tensor, images: Tensor) -> Tensor:
+        """The host's own multi-modal encoder: the texts' first tokens, [B, D].
+
+        Args:
+            text: Token ids and mask.
+            alone: What the uni-modal encoder made of the texts, [B, T, D].
+            images: What the image encoder gave, [B, P + 1, D].
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define host_fusion()")
+
+    def host_forward(self, inputs: VLMInputs) -> Tensor:
+        """The host's own modules, as its test runs them on each pair.
+
+        Args:
+            inputs: The batch.
+
+        Returns:
+            As :meth:`forward` for the scores.
+        """
+        self.check_size(inputs)
+        pairs = inputs.unshared()
+        images = self.host_images(pairs.images)
+        text = encoding(pairs.input_ids, pairs.text_mask)
+        alone = self.text_encoder.forward_text(text).last_hidden_state
+        compared = [
+            normalize(project(states[:, 0]), dim=-1) for project, states in ((self.image_proj, images), (self.text_proj, alone))
+        ]
+        fits = self.match(self.host_fusion(text, alone, images))
+        return _of_samples(_score(fits, *compared), inputs)
 
     def forward(self, inputs: VLMInputs, execution: Execution) -> Tensor | PairLogits:
         """Runs the model under the execution's policy.
@@ -94,7 +155,7 @@ class LavisRetriever(LavisBackbone):
         Raises:
             ValueError: If the images have another size than the model's.
         """
-        self._check_size(inputs)
+        self.check_size(inputs)
         if not self.share_images:
             inputs = inputs.unshared_images()
         images = self.encode_images(inputs, execution)
@@ -108,17 +169,17 @@ class LavisRetriever(LavisBackbone):
         rows = inputs.text_index
         words = self.words(inputs, inputs.input_ids, execution)
         text = execution.run(self.steps["text"], {"text": self.embed(words)}, rows=rows)["text"]
-        features = self._project("text", text.guide(), self.host.text_proj, rows, execution)
+        features = self._project("text", text.guide(), self.text_proj, rows, execution)
         return Encoded(self.to_fuse(text, inputs, execution), features)
 
     def encode_images(self, inputs: VLMInputs, execution: Execution) -> Encoded:
         """What every text reads of the images, and is compared with: I images. ``inputs`` may be without texts."""
         image = self.read_images(inputs, execution, {})
-        features = self._project("image", image.guide(), self.host.vision_proj, inputs.image_index, execution)
+        features = self._project("image", image.guide(), self.image_proj, inputs.image_index, execution)
         return Encoded(image, features)
 
     def similarities(self, texts: Encoded, images: Encoded) -> Tensor:
-        """Cosines of all images with all texts, [I, Q]: without LAVIS's temperature, as in its test."""
+        """Cosines of all images with all texts, [I, Q]: without the temperature, as in hosts' tests."""
         return images.features @ texts.features.t()
 
     def fuse(self, texts: Encoded, images: Encoded, inputs: VLMInputs, execution: Execution) -> Tensor:
@@ -141,64 +202,33 @@ class LavisRetriever(LavisBackbone):
         The first pass over it moves momentum copies and queue, and chooses negatives.
 
         Raises:
-            ValueError: If LAVIS's queue cannot take the batch, there is nothing to tell apart in it, its texts are alternatives
+            ValueError: If the queue cannot take the batch, there is nothing to tell apart in it, its texts are alternatives
                 of a sample, or several processes are to share negatives.
         """
-        host = self.host
+        queue = self.queue
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         ids = inputs.image_ids if inputs.image_index is None else inputs.image_ids[inputs.image_index]
         check_single_pairs(inputs, self.arch)
-        if not host.queue_size or host.queue_size % (len(ids) * world):
+        if not queue.queue_size or queue.queue_size % (len(ids) * world):
             raise ValueError(
-                f"queue_size is {host.queue_size}, and a step has {len(ids)} pairs in each of {world} processes: LAVIS's queue "
-                "takes whole batches. Set model.backbone.queue_size to a multiple of the step's pairs, or change the batch size"
+                f"queue_size is {queue.queue_size}, and a step has {len(ids)} pairs in each of {world} processes: the "
+                f"queue takes whole batches. Set {self.settings}queue_size to a multiple of the step's pairs, or change the "
+                "batch size"
             )
         if bool((ids == ids[0]).all()):
             raise ValueError(
                 f"all {len(ids)} pairs of the batch are about image {int(ids[0])}: there is no negative. Enlarge the batch, "
                 "and let the data set give an item one caption"
             )
-        if world > 1 and getattr(host, "negative_all_rank", False):
+        if world > 1 and getattr(self.host, "negative_all_rank", False):
             raise ValueError(
                 f"negative_all_rank is True, and there are {world} processes: negatives of other processes, whose tokens would "
-                "have to be sent with what was kept of them, are not there. Set model.backbone.negative_all_rank=False"
+                f"have to be sent with what was kept of them, are not there. Set {self.settings}negative_all_rank=False"
             )
-        if int(host.queue_ptr) % (len(ids) * world):
-            host.queue_ptr.zero_()  # batches of another size have filled the queue
-        with torch.no_grad():
-            host.temp.clamp_(0.001, 0.5)  # as LAVIS does
+        if int(queue.queue_ptr) % (len(ids) * world):
+            queue.queue_ptr.zero_()  # batches of another size have filled the queue
+        self.bound_temperature()
         return replace(inputs, targets=PairTargets(ids))
-
-    def host_forward(self, inputs: VLMInputs) -> Tensor:
-        """LAVIS's own modules, as its test runs them on each pair.
-
-        Args:
-            inputs: The batch.
-
-        Returns:
-            As :meth:`forward` for the scores.
-        """
-        self._check_size(inputs)
-        host, pairs = self.host, inputs.unshared()
-        images = host.visual_encoder.forward_features(pairs.images)
-        text = encoding(pairs.input_ids, pairs.text_mask)
-        alone = host.text_encoder.forward_text(text).last_hidden_state
-        compared = [
-            normalize(project(states[:, 0]), dim=-1)
-            for project, states in ((host.vision_proj, images), (host.text_proj, alone))
-        ]
-        fits = host.itm_head(self.host_fusion(text, alone, images))
-        return _of_samples(_score(fits, *compared), inputs)
-
-    def host_fusion(self, text: Any, alone: Tensor, images: Tensor) -> Tensor:
-        """LAVIS's own multi-modal encoder: the texts' first tokens, [B, D].
-
-        Args:
-            text: Token ids and mask.
-            alone: What the uni-modal encoder made of the texts, [B, T, D].
-            images: What the image encoder gave, [B, P + 1, D].
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not define host_fusion()")
 
     def words(self, inputs: VLMInputs, input_ids: Tensor, execution: Execution) -> TokenStream:
         """Token ids of the texts as a stream, [Q, T] or packed."""
@@ -208,7 +238,7 @@ class LavisRetriever(LavisBackbone):
     def embed(self, words: TokenStream) -> TokenStream:
         """Embeddings of a stream of token ids."""
         ids, places = words.x, words.layout.positions()
-        x = self.host.text_encoder.embeddings(input_ids=ids.view(-1, ids.shape[-1]), position_ids=places.view(1, -1))
+        x = self.text_encoder.embeddings(input_ids=ids.view(-1, ids.shape[-1]), position_ids=places.view(1, -1))
         return replace(words, x=x.view(*ids.shape, -1))
 
     def to_fuse(self, text: TokenStream, inputs: VLMInputs, execution: Execution) -> TokenStream:
@@ -231,7 +261,7 @@ class LavisRetriever(LavisBackbone):
         """The matching head's logits, with the similarity in that of "fits", [B, 2]."""
         text = texts.expand(inputs.text_index, inputs.sample_ids)
         image = images.expand(inputs.image_index, inputs.sample_ids)
-        fits = self.host.itm_head(self._fused(text, image, execution))
+        fits = self.match(self._fused(text, image, execution))
         self._count_head(execution, 1)
         return _score(fits, image.features, text.features)
 
@@ -241,13 +271,13 @@ class LavisRetriever(LavisBackbone):
         return execution.run(self.steps["fusion"], streams, rows=rows)["text"].guide()
 
     def _count_head(self, execution: Execution, times: int) -> None:
-        count = sum(linear.weight.numel() for linear in linears(self.host.itm_head))
+        count = sum(linear.weight.numel() for linear in linears(self.match_head))
         execution.linear(times * count, name="head.itm_head")
 
     def _tell_apart(
         self, texts: Encoded, images: Encoded, inputs: VLMInputs, targets: PairTargets, execution: Execution
     ) -> PairLogits:
-        """LAVIS's training step up to its losses. Random numbers are drawn in LAVIS's order."""
+        """The host's training step up to its losses. Random numbers are drawn in its order."""
         image = images.expand(inputs.image_index, inputs.sample_ids)
         text = texts.expand(None, inputs.sample_ids)
         if targets.memory is None:
@@ -265,29 +295,63 @@ class LavisRetriever(LavisBackbone):
             execution,
             rows=torch.stack([own, own + len(own)], 1),
         )
-        match = self.host.itm_head(torch.cat([true, false]))
+        match = self.match(torch.cat([true, false]))
         self._count_head(execution, 3)
         return PairLogits(contrast, match, replace(targets, negatives=negatives))
 
     @torch.no_grad()
     def _remember(self, inputs: VLMInputs, targets: PairTargets) -> PairTargets:
-        """Moves LAVIS's momentum copies, and its queue on by the batch; the batch is compared with what was there before."""
-        host, rows, ids = self.host, inputs.image_index, targets.image_ids.view(-1, 1)
-        same = torch.eq(ids, torch.cat([ids.t(), host.idx_queue], 1)).float()
+        """Moves momentum copies, and the queue on by the batch; the batch is compared with what was there before."""
+        queue, rows, ids = self.queue, inputs.image_index, targets.image_ids.view(-1, 1)
+        same = torch.eq(ids, torch.cat([ids.t(), queue.idx_queue], 1)).float()
         right = same / same.sum(1, keepdim=True)
-        host._momentum_update()
-        image = normalize(host.vision_proj_m(host.visual_encoder_m(inputs.images)[:, 0]), dim=-1)
+        self.host._momentum_update()
+        image, text = self.momentum(inputs.images, encoding(inputs.input_ids, inputs.text_mask))
+        image, text = normalize(image, dim=-1), normalize(text, dim=-1)
         image = image if rows is None else image[rows]
-        text = host.text_encoder_m.forward_text(encoding(inputs.input_ids, inputs.text_mask)).last_hidden_state
-        text = normalize(host.text_proj_m(text[:, 0]), dim=-1)
-        images, texts = torch.cat([image.t(), host.image_queue], 1), torch.cat([text.t(), host.text_queue], 1)
-        share = host.alpha * self.ramp_up if getattr(host, "use_distill", True) else 0.0
+        images, texts = torch.cat([image.t(), queue.image_queue], 1), torch.cat([text.t(), queue.text_queue], 1)
+        share = queue.alpha * self.ramp_up if getattr(queue, "use_distill", True) else 0.0
         wanted = [
-            share * softmax(one @ others / host.temp, 1) + (1 - share) * right
+            share * softmax(one @ others / self.host.temp, 1) + (1 - share) * right
             for one, others in ((image, texts), (text, images))
         ]
-        host._dequeue_and_enqueue(image, text, ids)
+        queue._dequeue_and_enqueue(image, text, ids)
         return replace(targets, memory=Memory(images, texts), wanted=torch.cat(wanted))
+
+
+class TwiceReadRetriever(FusionRetriever):
+    """BLIP's way: a text runs through the text encoder uni-modally to be compared, and again, from [ENC] on, with images."""
+
+    anew = frozenset({"text"})
+
+    def uni_modal(self) -> list[Any]:
+        return list(self.text_encoder.encoder.layer)
+
+    def to_fuse(self, text: TokenStream, inputs: VLMInputs, execution: Execution) -> TokenStream:
+        ids = inputs.input_ids.clone()
+        ids[:, 0] = self.enc_token_id
+        return self.words(inputs, ids, execution)
+
+    def begin_fusion(self, text: TokenStream) -> TokenStream:
+        return self.embed(text)
+
+    def hardness(self, texts: Encoded, images: Encoded, contrast: Tensor) -> tuple[Tensor, Tensor]:
+        similar = self.similarities(texts, images) / self.host.temp
+        return similar.t(), similar
+
+    def host_fusion(self, text: Any, alone: Tensor, images: Tensor) -> Tensor:
+        ids = text.input_ids.clone()
+        ids[:, 0] = self.enc_token_id
+        mask = torch.ones(images.shape[:2], dtype=torch.long, device=images.device)
+        states = self.text_encoder(
+            ids,
+            attention_mask=text.attention_mask,
+            encoder_hidden_states=images,
+            encoder_attention_mask=mask,
+            return_dict=True,
+        )
+        first: Tensor = states.last_hidden_state[:, 0]
+        return first
 
 
 def text_ids(inputs: VLMInputs) -> Tensor:
@@ -315,8 +379,3 @@ def _score(fits: Tensor, images: Tensor, texts: Tensor) -> Tensor:
 
 def _of_samples(scores: Tensor, inputs: VLMInputs) -> Tensor:
     return scores if inputs.pairs_per_sample == 1 else scores[:, 1].view(-1, inputs.pairs_per_sample)
-
-
-def small_queue(sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a small model for tests, with a queue for batches of 2, 3, 4, 6 and 8."""
-    return {**sizes, "queue_size": 24, "embed_dim": 12}

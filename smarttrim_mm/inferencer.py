@@ -66,10 +66,10 @@ class TrimResult:
     Attributes:
         images: The image's path, or what it is, in words; of a text about several images, all of them.
         text: What was asked; None: nothing.
-        answer: The likeliest class, by name or as ``'class 3'``; None of captions and of pairs.
-        score: Its probability, 0-1; of a pair for retrieval, the pair's score, any number; None of captions.
+        answer: The likeliest class, by name or as ``'class 3'``, or what was written; None of captions and of pairs.
+        score: Its probability, 0-1; of a pair for retrieval, the pair's score, any number; None of what was written.
         caption: What a model that writes has written; else None.
-        scores: Probabilities of all classes, fp32 [C]; None of captions and of pairs.
+        scores: Probabilities of all classes, fp32 [C]; None of what was written and of pairs.
         classes: Names of the classes; None: not known.
         spent: What it took.
     """
@@ -169,9 +169,11 @@ class TrimInferencer:
         shape: Mapping[str, int] = getattr(backbone, "input_format", {})
         self.images_per_text = shape.get("images_per_text", 1)
         steps = Compose(dataset.pipeline).transforms
-        writes = hasattr(backbone, "generation")
+        tokenizes = any(isinstance(step, TokenizeQuestions) for step in steps)
+        # a text that no layer reads is what captions continue
+        writes = tokenizes and not any("text" in step.streams() for stage in backbone.steps.values() for step in stage)
         prompt = _prompt(dataset, steps) if writes else None
-        self.reads_text = not writes and any(isinstance(step, TokenizeQuestions) for step in steps)
+        self.reads_text = tokenizes and not writes
         self.classes: tuple[str, ...] | None = None
         if not writes and not self.model.ranks_texts:
             self.classes = _classes(backbone, meta, dataset)
@@ -267,6 +269,8 @@ class TrimInferencer:
             return {**said, "score": float(sample.scores[i])}
         if "pred_caption" in sample:
             return {**said, "caption": sample.pred_caption}
+        if "pred_answers" in sample:
+            return {**said, "answer": sample.pred_answers[i]}
         # an image classifier's are mmpretrain's, of the image
         scores = (sample.pred_scores[i] if "pred_scores" in sample else sample.pred_score).float().cpu()
         best = int(scores.argmax())

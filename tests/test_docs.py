@@ -98,7 +98,7 @@ def import_file() -> Iterator[Callable[[Path], None]]:
 
 def provide_checkpoints(code: str) -> None:
     """Untrained weights where a snippet reads a checkpoint of a training."""
-    for config, checkpoint in re.findall(r'read_config\("([^"]+)".*?"(work_dirs/[^"]+\.pth)"', code, re.DOTALL):
+    for config, checkpoint in re.findall(r'(?:read_config|Inferencer)\("([^"]+)".*?"(work_dirs/[^"]+\.pth)"', code, re.DOTALL):
         Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
         torch.save({"state_dict": build_model(read_config(config)).state_dict(), "meta": {}}, checkpoint)
 

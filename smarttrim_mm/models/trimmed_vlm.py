@@ -131,18 +131,22 @@ class TrimmedVLM(BaseModel):
         Raises:
             ValueError: If the backbone's head scores pairs for retrieval.
         """
-        execution = self._execution(inputs, self.policy, "packed")
-        if hasattr(self.backbone, "predict"):
-            self.backbone.predict(inputs, execution, data_samples)
-        else:
-            write_scores(self.backbone(inputs, execution), data_samples)
-        trim = execution.record.summary()
+        trim = self.answer(inputs, data_samples).summary()
         begin = 0
         for sample in data_samples:
             rows = slice(begin, begin + answers_of(sample))
             sample.set_field({key: value[rows] for key, value in trim.items()}, "trim", dtype=dict)
             begin = rows.stop
         return data_samples
+
+    def answer(self, inputs: VLMInputs, data_samples: list[DataSample]) -> TrimRecord:
+        """What :meth:`predict` does, but for ``trim``: returns the record of what was kept instead."""
+        execution = self._execution(inputs, self.policy, "packed")
+        if hasattr(self.backbone, "predict"):
+            self.backbone.predict(inputs, execution, data_samples)
+        else:
+            write_scores(self.backbone(inputs, execution), data_samples)
+        return execution.record
 
     def trace(self, inputs: VLMInputs, kind: Kind = "packed", policy: Policy | None = None) -> tuple[Tensor, TrimRecord]:
         """Logits [G, C] and the record of what was kept.

@@ -24,7 +24,15 @@ _AS_THEY_ARE = (
     "answer_ids",
     "answer_weights",
 )
-_TENSORS = {"question_ids": torch.long, "targets": torch.long, "soft_targets": torch.float32}
+# mmpretrain's own fields, which its metrics read
+_MMPRETRAIN = ("text", "question_id", "gt_answer", "gt_answer_weight", "gt_caption", "gt_text_id", "gt_image_id")
+_TENSORS = {
+    "question_ids": torch.long,
+    "targets": torch.long,
+    "soft_targets": torch.float32,
+    "gt_label": torch.long,
+    "gt_bboxes": torch.float32,
+}
 
 
 @TRANSFORMS.register_module()
@@ -101,18 +109,21 @@ class PackVLInputs(BaseTransform):
             ``inputs``, uint8 [3, height, width] or [K, 3, height, width], and ``data_samples``, a `DataSample` with those of
             ``image_id``, ``img_path``, ``img_paths``, ``questions``, ``input_ids`` (Q lists of ids), ``answers``,
             ``gt_answers``, ``answer_types``, ``identifiers``, ``answer_ids``, ``answer_weights``, ``question_ids`` (long [Q]),
-            ``targets`` (long) and ``soft_targets`` (float [Q, C]) that the record has.
+            ``targets`` (long) and ``soft_targets`` (float [Q, C]) that the record has; and, of a data set of mmpretrain, of
+            its own fields, with ``gt_label`` (long [1]) and ``gt_bboxes`` (float [1, 4]: left, top, right, bottom in pixels
+            of the packed image, if every step before knows of boxes).
 
         Raises:
             ValueError: If the images differ in size.
         """
         sample = DataSample()
-        for key in _AS_THEY_ARE:
+        for key in (*_AS_THEY_ARE, *_MMPRETRAIN):
             if key in results:
                 sample.set_field(results[key], key)
         for key, dtype in _TENSORS.items():
             if key in results:
-                sample.set_field(torch.as_tensor(results[key], dtype=dtype), key)
+                value = torch.as_tensor(results[key], dtype=dtype)
+                sample.set_field(value if value.dim() else value[None], key)
         image = results["img"]
         if isinstance(image, list):
             shapes = [one.shape[:2] for one in image]

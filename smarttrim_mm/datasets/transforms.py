@@ -97,14 +97,16 @@ class TokenizeAnswers(BaseTransform):
         """Adds ``answer_ids`` (of each question, int lists) and ``answer_weights`` (their shares of the question's answers).
 
         Args:
-            results: A record; without ``gt_answers`` (a list of texts a question) it stays as it is.
+            results: A record; without ``gt_answers`` (a list of texts a question) it stays as it is. With
+                ``gt_answer_weights`` these are the weights of each question's distinct answers, instead of their shares.
         """
         if "gt_answers" in results:
             counted = [Counter(answers) for answers in results["gt_answers"]]
             results["answer_ids"] = [
                 [tokenized_answer(self.tokenizer, text, self.max_length) for text in each] for each in counted
             ]
-            results["answer_weights"] = [[count / each.total() for count in each.values()] for each in counted]
+            shares = [[count / each.total() for count in each.values()] for each in counted]
+            results["answer_weights"] = results.get("gt_answer_weights", shares)
         return results
 
 

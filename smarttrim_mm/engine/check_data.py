@@ -57,7 +57,8 @@ def inspect_split(cfg: Config, split: str, num_images: int | None, file: TextIO 
     report = SplitReport(split)
     settings = dict(cfg[f"{split}_dataloader"]["dataset"])
     report.title = ", ".join(f"{key}={settings[key]!r}" for key in ("type", "source", "split", "data_root") if key in settings)
-    if not issubclass(DATASETS.get(settings["type"]), VisionLanguageDataset):
+    found = DATASETS.get(settings["type"])
+    if not (isinstance(found, type) and issubclass(found, VisionLanguageDataset)):  # mmpretrain's are built by a function
         report.problems.append(f"{settings['type']} is no VisionLanguageDataset, and only these can be checked")
         return report
     try:

@@ -92,6 +92,8 @@ def test_what_cannot_be_checked(config, tmp_path, capsys):
     path = tmp_path / "other.py"
     path.write_text("val_dataloader = dict(dataset=dict(type='ConcatDataset', datasets=[], ignore_keys=None))")
     assert check(path) == 1 and "ConcatDataset is no VisionLanguageDataset" in capsys.readouterr().out
+    path.write_text("val_dataloader = dict(dataset=dict(type='MMPretrainDataset', dataset=dict(type='mmpretrain.GQA')))")
+    assert check(path) == 1 and "MMPretrainDataset is no VisionLanguageDataset" in capsys.readouterr().out
     path.write_text("model = None")
     with pytest.raises(ValueError, match=r"other\.py has none of train_dataloader, val_dataloader, test_dataloader"):
         main([str(path)])

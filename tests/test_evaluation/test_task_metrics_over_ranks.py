@@ -8,6 +8,7 @@ from torch.multiprocessing import spawn
 
 from smarttrim_mm.evaluation.caption_scores import CaptionScores
 from smarttrim_mm.evaluation.class_accuracy import ClassAccuracy
+from smarttrim_mm.evaluation.mmpretrain_metric import MMPretrainMetric
 from smarttrim_mm.evaluation.nlvr2_accuracy import NLVR2Accuracy
 from smarttrim_mm.evaluation.retrieval_recall import RetrievalRecall
 from smarttrim_mm.evaluation.vqa_accuracy import VQAAccuracy
@@ -40,6 +41,10 @@ def evaluate(mine: list[dict], out_file: Path) -> dict[str, float]:
         metric.dataset_meta = {"classes": ("no", "yes")}
         metric.process(None, mine)
         results |= metric.evaluate(3)
+    theirs = MMPretrainMetric(metric={"type": "mmpretrain.VQAAcc"})
+    theirs.dataset_meta = {"classes": ("no", "yes")}
+    theirs.process(None, [{**one, "pred_scores": one["pred_scores"][:1], "gt_answer": "no"} for one in mine])
+    results |= theirs.evaluate(3)
     captions = CaptionScores(tokenizer="plain", out_file=str(out_file.with_suffix(".captions")))
     said = {0: "a dog runs", 1: "two cats", 2: "a dog sits"}
     for one in mine:
@@ -62,6 +67,7 @@ def test_two_ranks_report_what_one_would(tmp_path, monkeypatch):
     spawn(_evaluate_as_rank, args=(str(tmp_path),), nprocs=2)
     expected = evaluate(items(), tmp_path / "of_one.json")
     assert expected["vqa/accuracy"] == pytest.approx(0.6 * 4 / 6) and expected["class/accuracy"] == pytest.approx(4 / 6)
+    assert expected["VQA/acc"] == pytest.approx(200 / 3)
     assert expected["nlvr2/consistency"] == pytest.approx(1 / 3) and expected["retrieval/text_r1"] == pytest.approx(1 / 3)
     for rank in (0, 1):
         assert json.loads((tmp_path / f"rank{rank}.json").read_text()) == pytest.approx(expected)

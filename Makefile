@@ -41,4 +41,4 @@ $(VENV)/installed-dev: $(VENV)/installed requirements/dev.txt requirements/lavis
 	touch $@
 
 clean:
-	rm -rf $(VENV) work_dirs build *.egg-info
+	rm -rf $(VENV) work_dirs build *.egg-info smarttrim_mm/.mim

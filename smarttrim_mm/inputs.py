@@ -111,6 +111,19 @@ class VLMInputs:
     text_ids: Tensor | None = None
     pairs_per_sample: int = 1
 
+    @classmethod
+    def of_images(cls, images: Tensor, ids: Tensor, targets: Tensor | None = None) -> VLMInputs:
+        """A batch of images without texts, each a sample of its own.
+
+        Args:
+            images: Normalised pixels, [I, 3, height, width].
+            ids: Stable identities, of the images and so of the samples, long [I].
+            targets: As in the class.
+        """
+        ids_of_none = ids.new_empty(0, 0)
+        none = ids_of_none.bool()
+        return cls(images, None, ids, ids_of_none, none, none, sample_ids=ids, targets=targets)
+
     def to(self, device: torch.device | str) -> VLMInputs:
         """The same batch on another device."""
         kinds = (Tensor, TextTargets, BoxTargets)
@@ -170,14 +183,15 @@ class VLMInputs:
         every = self.unshared()
         steps = torch.arange(self.pairs_per_sample, device=samples.device)
         rows = (samples[:, None] * self.pairs_per_sample + steps).flatten()
-        width = int(every.text_mask[rows].sum(1).max())
+        texts = rows[: len(every.input_ids)]  # none of a batch of images alone
+        width = max(every.text_mask[texts].sum(1).tolist(), default=0)
         return VLMInputs(
             images=every.images[rows],
             image_index=None,
             image_ids=every.image_ids[rows],
-            input_ids=every.input_ids[rows, :width],
-            text_mask=every.text_mask[rows, :width],
-            special_mask=every.special_mask[rows, :width],
+            input_ids=every.input_ids[texts, :width],
+            text_mask=every.text_mask[texts, :width],
+            special_mask=every.special_mask[texts, :width],
             sample_ids=every.sample_ids[rows],
             targets=_select(every.targets, samples),
             text_ids=None if every.text_ids is None else every.text_ids[rows],

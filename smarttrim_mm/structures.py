@@ -397,3 +397,19 @@ class Decision:
 
     keep: Mapping[str, Tensor] = field(default_factory=dict)
     heads: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How much a policy wants each token and head of a layer: the more, the likelier it stays.
+
+    Attributes:
+        keep: Per stream name, a score for each token, shaped like the stream's tokens ([B, N] or [S]).
+        heads: Per attention name, a score for each head, [B, H].
+        threshold: What is kept at inference has at least this score, and scores are probabilities in 0-1; None: there is no
+            such number.
+    """
+
+    keep: Mapping[str, Tensor] = field(default_factory=dict)
+    heads: Mapping[str, Tensor] = field(default_factory=dict)
+    threshold: float | None = None

@@ -18,6 +18,17 @@ VQA_VAL = {42: [("Is there a cat?", ["no"] * 9 + ["yes"]), ("What is it worth?",
 VQA_TEST = {1: ["Is it a dog?", "What color?"], 16: ["How many?"]}
 VQA_CLASSES = ["red", "blue", "yes", "no", "2", "green"]
 NLVR2_SENTENCES = [("10-0-0", "True"), ("10-0-1", "False"), ("7-2-0", "False")]
+# emoji: name and keywords; the last has no picture
+EMOJI = {
+    "#\ufe0f\u20e3": ("keycap: #", ["keycap"]),
+    "\u231a": ("watch", ["clock", "time"]),
+    "\U0001f44b": ("waving hand", ["bye", "hello"]),
+    "\U0001f44b\U0001f3fb": ("waving hand: light skin tone", ["bye", "light skin tone"]),
+    "\U0001f44b\U0001f3ff": ("waving hand: dark skin tone", ["bye", "dark skin tone"]),
+    "\U0001f17e\ufe0f": ("O button (blood type)", []),
+    "\u3297\ufe0f": ("Japanese “congratulations” button", ["ideograph"]),
+    "\U0001f415": ("dog", ["pet"]),
+}
 SNLI_ROWS = [
     ("100", "A man sleeps.", "contradiction"),
     ("200", "A dog runs. ", "entailment"),
@@ -180,4 +191,52 @@ def write_karpathy(root: Path, source: str, images: int = 8) -> Path:
             write_image(root / "flickr30k-images" / row["filename"], value=23 * imgid % 256)
         rows.append(row)
     write_json(root / f"dataset_{source}.json", {"images": rows, "dataset": source})
+    return root
+
+
+def write_emoji_sources(root: Path) -> tuple[Path, Path]:
+    """Noto's pictures and CLDR's names: folders as in the two repositories, one picture without a name and one name without."""
+    noto, cldr = root / "noto-emoji", root / "cldr-json/cldr-json"
+    for number, text in enumerate([*[*EMOJI][:-1], "0"]):
+        points = "_".join(f"{ord(each):04x}" for each in text if each != "\ufe0f")
+        write_emoji(noto / f"png/72/emoji_u{points}.png", value=30 * number)
+    for path in (noto / "LICENSE", noto / "README.md", cldr / "cldr-annotations-full/LICENSE"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{path.name} of {path.parent.name}\n")
+    for key, folder in (
+        ("annotations", "annotations-full/annotations"),
+        ("annotationsDerived", "annotations-derived-full/annotationsDerived"),
+    ):
+        rows = {
+            text: ({"default": keywords} if keywords else {}) | {"tts": [name]}
+            for text, (name, keywords) in EMOJI.items()
+            if (len(keywords) > 1 or not keywords) == (key == "annotations")
+        }
+        write_json(cldr / f"cldr-{folder}/en/annotations.json", {key: {"identity": {"language": "en"}, "annotations": rows}})
+    return noto, cldr
+
+
+def write_emoji(path: Path, value: int, size: int = 72) -> None:
+    """A transparent picture with a square of one colour in the middle."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros((size, size, 4), np.uint8)
+    pixels[size // 4 : -size // 4, size // 4 : -size // 4] = (value, 100, 200, 255)
+    assert cv2.imwrite(str(path), pixels)
+
+
+def write_noto_emoji(root: Path, pictures: int = 40) -> Path:
+    """`NotoEmoji`: pictures as the converter writes them, with a tokenizer of their names' words."""
+    rows = []
+    for number in range(pictures):
+        points = f"{0x1F400 + number:04x}"
+        name = (
+            f"{('red', 'blue', 'old', 'new')[number % 4]} {('dog', 'cat', 'hen', 'cow', 'pig')[number // 4 % 5]}: no. {number}"
+        )
+        rows.append({"image": f"emoji_u{points}.png", "codepoints": points, "name": name, "keywords": ["animal", "farm"]})
+        write_emoji(root / "images" / rows[-1]["image"], value=6 * number)
+    write_lines(root / "annotations.jsonl", rows)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ":", *map(str, range(pictures))]
+    words += ["red", "blue", "old", "new", "dog", "cat", "hen", "cow", "pig", "no"]
+    write_json(root / "tokenizer/config.json", {"model_type": "bert"})
+    (root / "tokenizer/vocab.txt").write_text("".join(f"{word}\n" for word in words))
     return root

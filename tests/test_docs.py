@@ -34,7 +34,7 @@ PAGES = {path.relative_to(ROOT).as_posix(): path for path in [*ROOT.glob("*.md")
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!`)\[[^\]\n]*\]\(([^)\s]+)\)")
 EXAMPLES_OF_PATHS = re.compile(r"^(work_dirs|data)/")
-SHELL_TOOLS = {"git", "cd", "pip", "python", "python3.11", "make", "bash"}
+SHELL_TOOLS = {"git", "cd", "pip", "python", "python3.11", "make", "bash", "mim"}
 
 
 @dataclass
@@ -98,7 +98,7 @@ def import_file() -> Iterator[Callable[[Path], None]]:
 
 def provide_checkpoints(code: str) -> None:
     """Untrained weights where a snippet reads a checkpoint of a training."""
-    for config, checkpoint in re.findall(r'read_config\("([^"]+)".*?"(work_dirs/[^"]+\.pth)"', code, re.DOTALL):
+    for config, checkpoint in re.findall(r'(?:read_config|Inferencer)\("([^"]+)".*?"(work_dirs/[^"]+\.pth)"', code, re.DOTALL):
         Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
         torch.save({"state_dict": build_model(read_config(config)).state_dict(), "meta": {}}, checkpoint)
 
@@ -206,6 +206,18 @@ def test_commands_exist(page, tmp_path, run_as_far_as_arguments):
                 run_as_far_as_arguments(words_of_launched_tool(words[1:], tmp_path))
             elif words[0] == "python" and words[1].startswith("tools/"):
                 run_as_far_as_arguments(words[1:])
+            elif words[:1] == ["mim"] and words[1] in ("train", "test"):
+                run_as_far_as_arguments(words_of_mim(words))
+
+
+def words_of_mim(words: list[str]) -> list[str]:
+    """The tool that ``mim train PACKAGE CONFIG`` or ``mim test`` would start, and its arguments."""
+    _, command, package, config, *others = words
+    assert package == "smarttrim_mm"
+    assert len(list((ROOT / "configs").rglob(config))) == 1, f"mim finds no config {config}, or several"
+    options = " ".join(others)
+    options = re.sub(r"--gpus \d+ ?", "", options).replace("--checkpoint ", "")
+    return [f"tools/{command}.py", config, *options.split()]
 
 
 def test_checkpoints_are_named_as_training_writes_them():

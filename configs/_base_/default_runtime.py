@@ -13,7 +13,7 @@ default_hooks = dict(
 
 log_processor = dict(type="TrimLogProcessor", by_epoch=False, window_size=10)
 log_level = "INFO"
-visualizer = dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")])
+visualizer = dict(type="TrimVisualizer", vis_backends=[dict(type="LocalVisBackend")])
 
 # dist_cfg is for GPUs; processes on a CPU talk over Gloo
 env_cfg = dict(

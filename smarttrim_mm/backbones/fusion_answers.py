@@ -9,20 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmpretrain.structures import DataSample
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from smarttrim_mm.backbones.fusion import FusionBackbone, linears
+from smarttrim_mm.backbones.writing import Writing, write
 from smarttrim_mm.datasets.tokenizers import Tokenizer, tokenized_answer
 from smarttrim_mm.inputs import TextTargets, VLMInputs
 from smarttrim_mm.layers.bert_views import bert_view
 from smarttrim_mm.layers.execution import Execution
 from smarttrim_mm.layers.views import LayerView
+from smarttrim_mm.models.predictions import write_scores
 from smarttrim_mm.registry import TOKENIZERS
 from smarttrim_mm.structures import TokenStream
 
 _LONGEST = 32  # tokens of an answer
+_WRITING = Writing(num_beams=3, max_length=10, min_length=1)
 _SMOOTHING = 0.1  # of the loss by which BLIP's code ranks answers
 
 # for small configs: of one length, as padding is executed and not counted
@@ -37,6 +41,8 @@ class FusionDecoding(FusionBackbone):
 
     decodes = ("answers", "text")  # what the decoder gives, for the record, and the stream that it reads
     begins_anew = True  # whether [DEC] takes the place of the texts' begin token
+    generation: Writing | None = None  # how it writes; None: it does not
+    tokenizer: Tokenizer | None = None
 
     @property
     def decoder(self) -> Any:
@@ -51,6 +57,21 @@ class FusionDecoding(FusionBackbone):
     def decoder_layers(self) -> list[LayerView]:
         """Views of the decoder's layers, for the count of what they take."""
         return [bert_view(layer, *self.decodes) for layer in self.decoder.bert.encoder.layer]
+
+    def set_generation(self, section: Mapping[str, Any] | None) -> None:
+        """Reads how it writes from a config; None: it does not.
+
+        Raises:
+            ValueError: If the settings do not fit, or there is no tokenizer.
+        """
+        if section is None:
+            return
+        self.generation = Writing.read(section)
+        if self.tokenizer is None:
+            raise ValueError("generation is set and tokenizer is None: what it writes are texts; give the pipeline's tokenizer")
+        positions = self.decoder.config.max_position_embeddings
+        if self.generation.max_length > positions:
+            raise ValueError(f"generation has max_length={self.generation.max_length}; the decoder has {positions} positions")
 
     def count_decoder(
         self, execution: Execution, memory: TokenStream, real: Tensor, index: Tensor, done: Tensor | None = None
@@ -83,6 +104,35 @@ class FusionDecoding(FusionBackbone):
             ids[:, 0] = self.host.tokenizer.bos_token_id
         return ids
 
+    def _write(self, begun: Tensor, memory: TokenStream, rows: Tensor, execution: Execution, how: Writing) -> Tensor:
+        """Lets the decoder continue texts; every run of it is recorded.
+
+        Args:
+            begun: What is there of the texts, long [A, t].
+            memory: What it reads.
+            rows: Which instance of it each text reads, long [A].
+            execution: Has the record.
+            how: Settings.
+
+        Returns:
+            Token ids, what was there included, long [A, L].
+        """
+        states, mask = memory.pad()
+
+        def count(ids: Tensor, index: Tensor, done: Tensor) -> None:
+            self.count_decoder(execution, memory, torch.ones_like(ids, dtype=torch.bool), rows[index], done)
+
+        return write(
+            self.decoder,
+            begun,
+            states[rows],
+            mask[rows],
+            how,
+            end_id=self.input_format["end_id"],
+            pad_id=self.input_format["pad_id"],
+            on_run=count,
+        )
+
     def _decoder(self, memory: TokenStream, execution: Execution) -> Decode:
         """The decoder on what was kept; every run of it is recorded."""
         states, mask = memory.pad()
@@ -114,6 +164,8 @@ class FusionAnswerer(FusionDecoding):
             file with a list of texts.
         tokenizer: Config of a tokenizer (registry ``TOKENIZERS``), if the answers are texts.
         num_candidates: The answers of each question that are compared: those with the likeliest first tokens.
+        generation: Settings of :class:`~smarttrim_mm.backbones.writing.Writing`: predictions are then what the decoder writes
+            (BLIP's code: ``dict(num_beams=3, max_length=10, min_length=1)``); None: they are scores of the answers.
         **kwargs: Those of the host's adapter.
 
     Raises:
@@ -130,16 +182,19 @@ class FusionAnswerer(FusionDecoding):
         answers: str | Sequence[str] | Sequence[Sequence[int]],
         tokenizer: Mapping[str, Any] | None = None,
         num_candidates: int = 128,
+        generation: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.tokenizer = None if tokenizer is None else TOKENIZERS.build(tokenizer)
+        self.set_generation(generation)
         if num_candidates < 1:
             raise ValueError(f"num_candidates is {num_candidates}; expected at least 1")
         if isinstance(answers, str):
             answers = _read_answers(answers)
         self.answers = tuple(answers) if answers and isinstance(answers[0], str) else None
         with torch.device("cpu"):  # their values are needed on the meta device too
-            ids = [torch.tensor(one) for one in _tokenized(answers, tokenizer)]
+            ids = [torch.tensor(one) for one in _tokenized(answers, self.tokenizer)]
             padded = pad_sequence(ids, batch_first=True, padding_value=self.decoder.config.pad_token_id)
             mask = torch.arange(padded.shape[1]) < torch.tensor([len(one) for one in ids])[:, None]
         self.num_candidates = min(num_candidates, len(ids))
@@ -167,6 +222,42 @@ class FusionAnswerer(FusionDecoding):
         """
         memory = self.encode(inputs, execution)
         return self._answer(inputs, len(inputs.sample_ids), self._decoder(memory, execution))
+
+    def generate(self, inputs: VLMInputs, execution: Execution, how: Writing | None = None) -> Tensor:
+        """Writes answers; what beam search gives does not depend on what else is in the batch.
+
+        Args:
+            inputs: The batch.
+            execution: Policy, kind of execution, and record.
+            how: Settings; None: the config's, or else those of BLIP's code.
+
+        Returns:
+            Token ids, the one that begins a text included, long [G, L].
+
+        Raises:
+            ValueError: As :meth:`forward`.
+        """
+        memory = self.encode(inputs, execution)
+        rows = torch.arange(memory.layout.batch_size, device=memory.x.device)
+        begun = self._begun(self.candidate_ids[:1, :1]).expand(len(rows), 1)
+        return self._write(begun, memory, rows, execution, how or self.generation or _WRITING)
+
+    def predict(self, inputs: VLMInputs, execution: Execution, data_samples: Sequence[DataSample]) -> None:
+        """Fills in ``pred_scores`` of the answers; with ``generation``, ``pred_answers``, a text a question.
+
+        Args:
+            inputs: The batch.
+            execution: Policy, kind of execution, and record.
+            data_samples: One per image.
+        """
+        if self.generation is None:
+            write_scores(self(inputs, execution), data_samples)
+            return
+        assert self.tokenizer is not None
+        written = iter(self.generate(inputs, execution).tolist())
+        for sample in data_samples:
+            texts = [self.tokenizer.decode(next(written)[1:]) for _ in sample.questions]
+            sample.set_field(texts, "pred_answers", dtype=list)
 
     def host_forward(self, inputs: VLMInputs) -> Tensor:
         """The host's own encoders and decoder.
@@ -216,16 +307,15 @@ def _read_answers(path: str) -> list[str]:
     return answers
 
 
-def _tokenized(answers: Sequence[Any], tokenizer: Mapping[str, Any] | None) -> list[list[int]]:
+def _tokenized(answers: Sequence[Any], tokenizer: Tokenizer | None) -> list[list[int]]:
     """The token ids of the answers."""
     if not answers:
         raise ValueError("answers is empty; expected the answers to choose from, the classes of the data set in their order")
     texts = [answer for answer in answers if isinstance(answer, str)]
     if texts and tokenizer is None:
         raise ValueError(f"answers holds texts ({texts[0]!r}) and tokenizer is None; give the tokenizer of the pipeline")
-    if texts:
-        tokenize: Tokenizer = TOKENIZERS.build(tokenizer)
-        ids = [tokenized_answer(tokenize, text, _LONGEST) for text in answers]
+    if texts and tokenizer is not None:
+        ids = [tokenized_answer(tokenizer, text, _LONGEST) for text in answers]
     else:
         ids = [list(answer) for answer in answers]
     first: dict[tuple[int, ...], int] = {}

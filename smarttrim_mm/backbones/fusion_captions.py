@@ -11,8 +11,7 @@ from mmpretrain.structures import DataSample
 from torch import Tensor
 
 from smarttrim_mm.backbones.fusion_answers import Decode, FusionDecoding
-from smarttrim_mm.backbones.writing import Writing, write
-from smarttrim_mm.datasets.tokenizers import Tokenizer
+from smarttrim_mm.backbones.writing import Writing
 from smarttrim_mm.inputs import TextTargets, VLMInputs
 from smarttrim_mm.layers.execution import Execution
 from smarttrim_mm.layers.views import LayerStep
@@ -42,8 +41,6 @@ class FusionCaptioner(FusionDecoding):
     """
 
     decodes = ("captions", "image")
-    generation: Writing | None = None
-    tokenizer: Tokenizer | None = None
 
     def __init__(
         self,
@@ -55,14 +52,7 @@ class FusionCaptioner(FusionDecoding):
         # first: hosts' constructors ask for the prompt's tokens
         self.tokenizer = None if tokenizer is None else TOKENIZERS.build(tokenizer)
         super().__init__(**kwargs)
-        if generation is None:
-            return
-        self.generation = Writing.read(generation)
-        if self.tokenizer is None:
-            raise ValueError("generation is set and tokenizer is None: captions are texts; give the tokenizer of the pipeline")
-        positions = self.text_config.max_position_embeddings
-        if self.generation.max_length > positions:
-            raise ValueError(f"generation has max_length={self.generation.max_length}; the decoder has {positions} positions")
+        self.set_generation(generation)
 
     def check_host(self) -> None:
         """Refuses to be guided by a text.
@@ -149,22 +139,9 @@ class FusionCaptioner(FusionDecoding):
         if (given != given[0]).any():
             raise ValueError(f"texts of a batch have {(given + 1).tolist()} tokens; expected one prompt for all to continue")
         memory = self.encode(inputs, execution)
-        states, mask = memory.pad()
-        rows = torch.arange(len(states), device=states.device).repeat_interleave(captions)
-
-        def count(ids: Tensor, index: Tensor, done: Tensor) -> None:
-            self.count_decoder(execution, memory, torch.ones_like(ids, dtype=torch.bool), rows[index], done)
-
-        return write(
-            self.decoder,
-            self._begun(inputs.input_ids)[rows, : int(given[0])],
-            states[rows],
-            mask[rows],
-            how or self.generation or Writing(),
-            end_id=self.input_format["end_id"],
-            pad_id=self.input_format["pad_id"],
-            on_run=count,
-        )
+        rows = torch.arange(len(given), device=given.device).repeat_interleave(captions)
+        begun = self._begun(inputs.input_ids)[rows, : int(given[0])]
+        return self._write(begun, memory, rows, execution, how or self.generation or Writing())
 
     def predict(self, inputs: VLMInputs, execution: Execution, data_samples: Sequence[DataSample]) -> None:
         """Fills in ``pred_caption``, a text; without ``generation``, ``pred_scores`` of the next token.

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.logging import print_log
-from torch import nn
+from torch import Tensor, nn
 
 from smarttrim_mm.backbones.mmpretrain_checkpoint import load_public
+from smarttrim_mm.inputs import VLMInputs
+from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.models.conversion import Conversion
 from smarttrim_mm.registry import MMPRETRAIN_MODELS, MODELS
 
@@ -55,6 +57,20 @@ class MMPretrainBackbone(nn.Module):
     def variants(cls) -> dict[str, dict[str, Any]]:
         """Arguments of small instances of this model by name."""
         raise NotImplementedError(f"{cls.__name__} does not define variants()")
+
+    @property
+    def steps(self) -> dict[str, list[LayerStep]]:
+        """Views of all layers by stage, in the order of execution."""
+        raise NotImplementedError(f"{type(self).__name__} does not define steps")
+
+    @property
+    def input_format(self) -> dict[str, int]:
+        """Sizes and token ids of the inputs, see :func:`smarttrim_mm.utils.random_inputs.random_inputs`."""
+        raise NotImplementedError(f"{type(self).__name__} does not define input_format")
+
+    def host_forward(self, inputs: VLMInputs) -> Tensor:
+        """Mmpretrain's own forward."""
+        raise NotImplementedError(f"{type(self).__name__} does not define host_forward()")
 
     def init_weights(self) -> None:
         """Initialises as mmpretrain does, loads ``checkpoint``; the Runner calls this ahead of ``load_from`` and ``resume``."""

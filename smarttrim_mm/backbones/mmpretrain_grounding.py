@@ -15,7 +15,7 @@ from smarttrim_mm.backbones.given_tokens import CoordinateTokens
 from smarttrim_mm.backbones.mmpretrain_blip import MMPretrainBlip, _small_bert, _small_vit
 from smarttrim_mm.inputs import BoxTargets, VLMInputs
 from smarttrim_mm.layers.execution import Execution
-from smarttrim_mm.models.predictions import write_scores
+from smarttrim_mm.models.predictions import answers_of, write_scores
 from smarttrim_mm.ops.boxes import corners
 from smarttrim_mm.registry import MMPRETRAIN_MODELS
 
@@ -168,7 +168,7 @@ class BlipGrounding(FusionDecoding, MMPretrainBlip):
         write_scores(logits, data_samples)
         height, width = inputs.images.shape[-2:]
         boxes = corners(steps / (self.num_steps - 1)).clamp(0, 1) * steps.new_tensor([width, height] * 2)
-        for sample, own in zip(data_samples, boxes.split([len(sample.questions) for sample in data_samples]), strict=True):
+        for sample, own in zip(data_samples, boxes.split([answers_of(sample) for sample in data_samples]), strict=True):
             scale = torch.tensor([*sample.get("scale_factor", (1.0, 1.0))] * 2, dtype=torch.float32)
             sample.set_field(own / scale.to(own), "pred_bboxes", dtype=Tensor)
             if "gt_bboxes" in sample:

@@ -1,19 +1,23 @@
 """Pipeline steps from a data set's record to a model's item."""
 
+import io
 import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import cv2
+import mmcv
+import numpy as np
 from mmcv.transforms import BaseTransform, LoadImageFromFile
-from PIL import ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 from smarttrim_mm.datasets.tokenizers import Tokenizer, tokenized_answer
 from smarttrim_mm.registry import TOKENIZERS, TRANSFORMS
 
 # AssertionError: mmcv's answer to OpenCV's None; SyntaxError: Pillow's answer to a broken PNG chunk
 _UNREADABLE = (OSError, AssertionError, SyntaxError, cv2.error)
+_PNG_MODES = ("1", "L", "LA", "P", "RGBA", "I;16")  # of Pillow's pictures, besides RGB
 
 
 @contextmanager
@@ -55,6 +59,59 @@ class LoadImage(LoadImageFromFile):
             raise ValueError(
                 f"img_path={path!r} cannot be read ({error}); if the file is truncated or no image, fetch it again"
             ) from error
+
+
+class LoadPicture(BaseTransform):
+    """A step that loads image files, for pictures that are in memory as well: these are read as their lossless file would be.
+
+    Args:
+        loader: The step.
+    """
+
+    def __init__(self, loader: LoadImageFromFile) -> None:
+        self.loader = loader
+
+    def transform(self, results: dict) -> dict:
+        """Adds what the loader adds.
+
+        Args:
+            results: A record whose ``img_path`` is a file's, or a picture; that gives way to its size and mode, in words.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file or the picture is truncated or no image, or the picture has a mode that is not known.
+        """
+        picture = results["img_path"]
+        if isinstance(picture, str):
+            return self.loader(results)
+        results["img_path"] = picture_name(picture)
+        image = mmcv.imfrombytes(
+            _as_file(picture, self.loader.color_type), flag=self.loader.color_type, backend=self.loader.imdecode_backend
+        )
+        results["img"] = image.astype(np.float32) if self.loader.to_float32 else image
+        results["img_shape"] = results["ori_shape"] = image.shape[:2]
+        return results
+
+
+def picture_name(picture: Image.Image) -> str:
+    """A name for what has no path: ``'picture of 64 x 48 pixels (RGB)'``, width first."""
+    return f"picture of {picture.width} x {picture.height} pixels ({picture.mode})"
+
+
+def _as_file(picture: Image.Image, color_type: str) -> bytes:
+    if picture.mode not in ("RGB", *_PNG_MODES):
+        raise ValueError(
+            f"{picture_name(picture)}: expected one of the modes RGB, {', '.join(_PNG_MODES)}; give image.convert('RGB')"
+        )
+    content = io.BytesIO()
+    try:
+        with _truncated_is_an_error():
+            if color_type in ("color", "grayscale"):  # in which loaders turn a file as its camera was held
+                picture = ImageOps.exif_transpose(picture)
+            picture.save(content, "BMP" if picture.mode == "RGB" else "PNG")  # of the two, a BMP takes less time
+    except _UNREADABLE as error:
+        raise ValueError(f"{picture_name(picture)} cannot be read ({error}); open its file again") from error
+    return content.getvalue()
 
 
 @TRANSFORMS.register_module()

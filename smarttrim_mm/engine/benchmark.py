@@ -92,7 +92,7 @@ def benchmark(
             dense += float(record.dense_multiply_adds().double().sum())
 
     with torch.inference_mode():
-        timings = interleave(contenders, batches, warmup=warmup, synchronize=_synchronizer(model), after=after)
+        timings = interleave(contenders, batches, warmup=warmup, synchronize=synchronizer(model), after=after)
     rows = {}
     for name in contenders:
         decided, executed = (total / pairs / _MILLION for total in totals.get(name, (dense, float("nan"))))
@@ -275,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "answers": args.answers,
         "units": "multiply-adds in M per image-question pair, unshared; x faster than the host's dense forward; ms per batch",
         "machine": machine(device),
-        "load_average": {"before": _load()},
+        "load_average": {"before": load()},
         "results": [],
     }
     for threads in args.threads or [torch.get_num_threads()]:
@@ -288,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             bar.close()
             content["results"].append({"batch_size": size, "threads": threads, **result})
             print(table(f"{name}, {args.rounds} rounds", result), flush=True)
-    content["load_average"]["after"] = _load()
+    content["load_average"]["after"] = load()
     here = content["machine"]
     print(f"{here.get('gpu', here['cpu'])}, torch {here['torch']}, load {content['load_average']}")
     if content["load_average"]["before"][0] > 0.5:
@@ -398,12 +398,14 @@ def _about_sdpa(model: TrimmedVLM) -> str:
     return f"{HOST!r} has {kind}'s own attention, {HOST_SDPA!r} is the same with scaled_dot_product_attention."
 
 
-def _synchronizer(model: TrimmedVLM) -> Callable[[], None]:
+def synchronizer(model: TrimmedVLM) -> Callable[[], None]:
+    """What waits until the model's device is idle."""
     device = next(model.parameters()).device
     return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
 
 
-def _load() -> list[float]:
+def load() -> list[float]:
+    """The load averages of the machine, over 1, 5 and 15 minutes."""
     return [round(value, 2) for value in os.getloadavg()]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
@@ -20,12 +21,13 @@ __all__ = ["build_loader", "build_model", "model_batches", "read_config"]
 SPLITS = ("train", "val", "test")
 
 
-def build_model(cfg: Config, checkpoint: str | None = None) -> TrimmedVLM:
-    """Builds a config's model, ready for inference on the device at hand.
+def build_model(cfg: Config, checkpoint: str | None = None, device: torch.device | str | None = None) -> TrimmedVLM:
+    """Builds a config's model, ready for inference.
 
     Args:
         cfg: The config.
         checkpoint: File of the weights; None: they stay random.
+        device: Where it runs; None: the device at hand.
 
     Returns:
         The model, in evaluation mode.
@@ -49,7 +51,7 @@ def build_model(cfg: Config, checkpoint: str | None = None) -> TrimmedVLM:
         weights = content.get("state_dict", content)
         check_policy_weights(model, weights, checkpoint)
         model.load_state_dict(weights, strict=False)  # the model itself refuses weights of another architecture
-    return model.to(get_device()).eval()
+    return model.to(get_device() if device is None else device).eval()
 
 
 def build_loader(cfg: Config, split: str, model: TrimmedVLM | None = None) -> DataLoader:

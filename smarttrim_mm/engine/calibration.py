@@ -7,7 +7,7 @@ compute included.
 import argparse
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -234,6 +234,16 @@ def save_calibrated(path: str, model: TrimmedVLM, source: str, note: dict[str, A
     content = io.BytesIO()
     torch.save({"meta": {**kept, "calibration": note}, "state_dict": weights}, content)
     write_atomically(path, content.getvalue())
+
+
+def calibrated_speedup(meta: Mapping[str, Any]) -> float | None:
+    """The speed-up that a checkpoint was calibrated to; None: it was not.
+
+    Args:
+        meta: The checkpoint's description, as :func:`save_calibrated` writes it.
+    """
+    note = meta.get("calibration")
+    return None if note is None else float(note["target"])
 
 
 def calibration_table(found: Calibration, name: str) -> str:

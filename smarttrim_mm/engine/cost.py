@@ -23,7 +23,7 @@ def render(sheet: CostSheet) -> str:
     sample = "" if sheet.pairs_per_sample == 1 else f" of {sheet.pairs_per_sample} image-text pairs; tokens are those of one"
     budget = sheet.budget
     blocks = [
-        f"{sheet.backbone}, {sheet.image_size} px, {sheet.text_length} text tokens, policy {sheet.policy}\n"
+        f"{sheet.backbone}, {sheet.sizes}, policy {sheet.policy}\n"
         f"multiply-adds in {letter} per sample{sample}; counts, not times"
     ]
     if budget is not None:

@@ -166,7 +166,7 @@ class CostSheet:
         backbone: Its type.
         policy: Likewise.
         image_size: Side of an image.
-        text_length: Tokens of the text, begin and end included.
+        text_length: Tokens of the text, begin and end included; 0 of a model without texts.
         pairs_per_sample: Image-text pairs that one answer is about.
         dense: Of the whole dense model.
         counted: Of the same forward, by ``torch.utils.flop_counter``.
@@ -193,6 +193,11 @@ class CostSheet:
     layers: tuple[Layer, ...]
     places: tuple[Place, ...]
     ranking: Ranking | None
+
+    @property
+    def sizes(self) -> str:
+        """The inputs in words."""
+        return f"{self.image_size} px" + (f", {self.text_length} text tokens" if self.text_length else "")
 
 
 def cost_sheet(
@@ -369,7 +374,7 @@ def rank_costs(model: TrimmedVLM, length: int, ranked: tuple[int, int], cuts: Co
 
 
 def check_length(shape: Mapping[str, int], length: int | None) -> int:
-    """Tokens of the texts, begin and end included; None: 50, or the longest that the model takes.
+    """Tokens of the texts, begin and end included; None: 50, or the longest that the model takes. 0 of a model without texts.
 
     Args:
         shape: The backbone's ``input_format``.
@@ -378,6 +383,10 @@ def check_length(shape: Mapping[str, int], length: int | None) -> int:
     Raises:
         ValueError: If the model takes no texts of this length.
     """
+    if "vocab_size" not in shape:
+        if length:
+            raise ValueError(f"text length is {length}, and this model reads no texts; leave it out")
+        return 0
     longest = shape.get("max_text_length")
     if length is None:
         return TEXT_LENGTH if longest is None else min(TEXT_LENGTH, longest)
@@ -391,6 +400,8 @@ def _check_ranked(shape: Mapping[str, int], ranked: tuple[int, int]) -> None:
     for name, number in zip(("images", "texts"), ranked, strict=True):
         if number < 1:
             raise ValueError(f"number of {name} to rank is {number}; expected at least 1")
+    if "vocab_size" not in shape:
+        raise ValueError("this model reads no texts that images could be ranked against; leave the numbers to rank out")
     if shape.get("images_per_text", 1) > 1:
         raise ValueError(f"a sample of this model has {shape['images_per_text']} image-text pairs; ranking is of single pairs")
 

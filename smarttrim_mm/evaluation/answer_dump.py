@@ -23,7 +23,8 @@ class AnswerDump(BaseMetric):
             NLVR2) and ``multiply_adds``. Of phrases, also ``predicted_box`` and ``box`` (left, top, right, bottom in pixels),
             and ``prediction`` is of the first coordinate. Of captions, ``predicted_answer`` is the caption, and ``references``
             those of people; there is no ``prediction`` and no ``score``. Of retrieval, one an image: ``image_id``, and
-            ``text_ids`` and ``scores`` of the ten best texts that were scored, best first.
+            ``text_ids`` and ``scores`` of the ten best texts that were scored, best first. Of mmpretrain's
+            classifiers, one an image, without a question: ``image_id`` (its ``sample_idx``), ``image`` (its file) and the rest.
     """
 
     default_prefix = "answers"
@@ -38,7 +39,8 @@ class AnswerDump(BaseMetric):
         Args:
             data_batch: Unused.
             data_samples: Dicts with ``image_id``, and ``pred_scores`` [Q, C], ``question_ids`` [Q] and ``questions``, or, of
-                retrieval, ``scores`` [M] and ``caption_ids`` [M], or, of captions, ``pred_caption``.
+                retrieval, ``scores`` [M] and ``caption_ids`` [M], or, of captions, ``pred_caption``, or mmpretrain's
+                ``pred_score`` [C] and ``pred_label`` [1].
         """
         classes = (self.dataset_meta or {}).get("classes")
         for sample in data_samples:
@@ -53,6 +55,16 @@ class AnswerDump(BaseMetric):
                 record = {"image_id": sample["image_id"], "predicted_answer": sample["pred_caption"]}
                 if "gt_answers" in sample:
                     record["references"] = list(sample["gt_answers"][0])
+                self.results.append([record if spent is None else {**record, "multiply_adds": float(spent[0])}])
+                continue
+            if "pred_label" in sample:
+                label = int(sample["pred_label"])
+                record = {"image_id": sample.get("sample_idx"), "image": sample.get("img_path"), "prediction": label}
+                record["score"] = float(sample["pred_score"][label])
+                if classes is not None:
+                    record["predicted_answer"] = classes[label]
+                    if "gt_label" in sample:
+                        record["answer"] = classes[int(sample["gt_label"])]
                 self.results.append([record if spent is None else {**record, "multiply_adds": float(spent[0])}])
                 continue
             scores, predictions = sample["pred_scores"].max(-1)

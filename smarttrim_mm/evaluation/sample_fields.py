@@ -65,11 +65,21 @@ def class_names(metric: BaseMetric) -> list[str]:
 
 
 def predicted_answers(metric: BaseMetric, sample: Mapping[str, Any], *per_question: str) -> list[str]:
-    """As :func:`predicted_classes`, but the names of the classes.
+    """As :func:`predicted_classes`, but the names of the classes; or ``pred_answers``, what a model wrote, if it is there.
 
     Raises:
         ValueError: As there, and if the data set does not name each of the C classes.
     """
+    if "pred_answers" in sample:
+        require_fields(metric, sample, per_question)
+        written = list(sample["pred_answers"])
+        for field in per_question:
+            if len(sample[field]) != len(written):
+                raise ValueError(
+                    f"{field} of image {sample.get('image_id')} has {len(sample[field])} values and pred_answers "
+                    f"{len(written)}: expected one value a question; correct the data set or its pipeline"
+                )
+        return written
     predictions, names = predicted_classes(metric, sample, *per_question), class_names(metric)
     if sample["pred_scores"].shape[1] != len(names):
         raise ValueError(

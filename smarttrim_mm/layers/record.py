@@ -353,11 +353,15 @@ class TrimRecord:
 
     def kept(self) -> dict[str, Tensor]:
         """Per ``'<step>/<stream>'`` (``'image.3/image'``), the kept share of the real tokens, fp32 [G]."""
-        return self._means(
-            (f"{entry.step.name}/{name}", layout.counts() / layout.full(), entry.rows)
-            for entry in self.steps
-            for name, layout in entry.tokens.items()
-        )
+        return self._of_streams(lambda layout: layout.counts() / layout.full())
+
+    def kept_tokens(self) -> dict[str, Tensor]:
+        """Likewise, the number of the kept tokens; of what a sample has several instances of, the mean."""
+        return self._of_streams(lambda layout: layout.counts())
+
+    def real_tokens(self) -> dict[str, Tensor]:
+        """Likewise, the number of the real tokens."""
+        return self._of_streams(lambda layout: layout.full())
 
     def heads(self) -> dict[str, Tensor]:
         """Per ``'<step>/<attention>'`` (``'fusion.1/text.cross'``), the share of heads that are on, fp32 [G]."""
@@ -372,6 +376,13 @@ class TrimRecord:
 
     def _zeros(self) -> Tensor:
         return torch.zeros(self.samples, dtype=torch.float32, device=self.sample_ids.device)
+
+    def _of_streams(self, measure: Callable[[Layout], Tensor]) -> dict[str, Tensor]:
+        return self._means(
+            (f"{entry.step.name}/{name}", measure(layout), entry.rows)
+            for entry in self.steps
+            for name, layout in entry.tokens.items()
+        )
 
     def _means(self, entries: Iterable[tuple[str, Tensor, Tensor | None]]) -> dict[str, Tensor]:
         """Means over a sample's instances by name, of values [B] and their rows: a step that ran twice has two entries."""

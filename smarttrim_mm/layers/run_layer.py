@@ -169,8 +169,8 @@ def _attend_packed(
     """Heads that no instance needs are not projected either: ``on`` lists the others (None: all), ``heads`` is theirs."""
     count = view.heads if on is None else len(on)
     if count == 0:
-        bias = view.out.bias
-        return (x.new_zeros(x.shape) if bias is None else bias.to(x.dtype).expand_as(x)), 0
+        y, bias = x.new_zeros(x.shape), view.out.bias
+        return (y if bias is None else y + bias.to(x.dtype)), 0
     if on is None or count == view.heads:
         q, k, v = (_split(t, count) for t in _project(view, x, memory))
     else:

@@ -15,6 +15,8 @@ class AnswerCrossEntropy(nn.Module):
         label_smoothing: Share of the target spread over all answers, in [0, 1).
     """
 
+    target_kind = "classes"
+
     def __init__(self, *, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
@@ -27,6 +29,8 @@ class AnswerCrossEntropy(nn.Module):
 @MODELS.register_module()
 class SoftTargetBCE(nn.Module):
     """Binary cross-entropy with soft targets, summed over answers (VQAv2 in METER, arXiv 2111.02387)."""
+
+    target_kind = "scores"
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Logits [B, C], scores in [0, 1] [B, C] -> mean over the batch of the sum over answers."""
@@ -41,6 +45,8 @@ class AnswerGeneration(nn.Module):
         label_smoothing: Share of the target spread over all tokens, in [0, 1). BLIP's code has 0.1.
         per_token: Whether it is the mean over the tokens of the batch instead (BLIP's captioning).
     """
+
+    target_kind = "texts"
 
     def __init__(self, *, label_smoothing: float = 0.1, per_token: bool = False) -> None:
         super().__init__()

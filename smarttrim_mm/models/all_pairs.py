@@ -11,6 +11,7 @@ from torch import Tensor
 
 from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.layers.execution import Execution
+from smarttrim_mm.layers.record import TrimRecord
 from smarttrim_mm.models.encodings import joined, moved
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
 
@@ -34,6 +35,23 @@ class EncodedImages:
     def to(self, device: torch.device | str) -> EncodedImages:
         """The same with the encoding on another device."""
         return replace(self, encoding=moved(self.encoding, device))
+
+
+def score_pairs(model: TrimmedVLM, inputs: VLMInputs) -> tuple[Tensor, TrimRecord]:
+    """Scores of the pairs of a batch, fp32 [B], as :class:`PairScorer` gives them, and the record of what was kept of each.
+
+    Args:
+        model: The model, in evaluation mode; its backbone has a ranking head.
+        inputs: The batch, each pair a sample.
+    """
+    backbone = model.backbone
+    if not backbone.share_images:
+        inputs = inputs.unshared_images()
+    execution = Execution(model.policy, sample_ids=inputs.sample_ids, kind="packed")
+    texts = backbone.encode_texts(inputs, execution)
+    images = backbone.encode_images(inputs, execution)
+    found: Tensor = backbone.fuse(texts, images, inputs, execution)
+    return found[:, 0].float(), execution.record
 
 
 class PairScorer:

@@ -17,7 +17,7 @@ from smarttrim_mm.layers.record import TrimRecord
 from smarttrim_mm.losses.budget import BudgetLoss
 from smarttrim_mm.losses.distillation import SelfDistillation
 from smarttrim_mm.models.checkpoint import check_state_dict, load_backbone
-from smarttrim_mm.models.predictions import write_scores
+from smarttrim_mm.models.predictions import answers_of, write_scores
 from smarttrim_mm.pairs import PairLogits, parts_of
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.policies.dense import Dense
@@ -73,7 +73,7 @@ class TrimmedVLM(BaseModel):
 
         Args:
             inputs: The batch.
-            data_samples: One per image, with its questions.
+            data_samples: One per image, with its questions, if any.
             mode: ``'loss'``: dict of losses and numbers to log; ``'predict'``: the data samples with ``pred_scores`` [Q, C], or
                 what the backbone predicts, and ``trim`` (per question: multiply-adds and kept ratios); ``'tensor'``: logits
                 [G, C].
@@ -131,18 +131,22 @@ class TrimmedVLM(BaseModel):
         Raises:
             ValueError: If the backbone's head scores pairs for retrieval.
         """
+        trim = self.answer(inputs, data_samples).summary()
+        begin = 0
+        for sample in data_samples:
+            rows = slice(begin, begin + answers_of(sample))
+            sample.set_field({key: value[rows] for key, value in trim.items()}, "trim", dtype=dict)
+            begin = rows.stop
+        return data_samples
+
+    def answer(self, inputs: VLMInputs, data_samples: list[DataSample]) -> TrimRecord:
+        """What :meth:`predict` does, but for ``trim``: returns the record of what was kept instead."""
         execution = self._execution(inputs, self.policy, "packed")
         if hasattr(self.backbone, "predict"):
             self.backbone.predict(inputs, execution, data_samples)
         else:
             write_scores(self.backbone(inputs, execution), data_samples)
-        trim = execution.record.summary()
-        begin = 0
-        for sample in data_samples:
-            rows = slice(begin, begin + len(sample.questions))
-            sample.set_field({key: value[rows] for key, value in trim.items()}, "trim", dtype=dict)
-            begin = rows.stop
-        return data_samples
+        return execution.record
 
     def trace(self, inputs: VLMInputs, kind: Kind = "packed", policy: Policy | None = None) -> tuple[Tensor, TrimRecord]:
         """Logits [G, C] and the record of what was kept.
@@ -162,6 +166,11 @@ class TrimmedVLM(BaseModel):
     def ranks_texts(self) -> bool:
         """Whether the backbone's head scores image-text pairs for retrieval."""
         return getattr(self.backbone, "ranks_texts", False)
+
+    @property
+    def frozen(self) -> tuple[nn.Module, ...]:
+        """The frozen teacher, which is no part of the state, once it has taught."""
+        return tuple(self._frozen)
 
     def set_curriculum(self, progress: float) -> None:
         """Moves policy and budget between keeping everything (0) and their final strength (1)."""

@@ -4,16 +4,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
 # A dropped key may score above every kept one; its exponential only reaches the gradient of its gate, which is bounded here, as
 # one such key could outweigh all others in a clipped gradient (norms up to 1e6 were seen without).
 _MAX_EXPONENT = 4.0
+# A CPU goes over the scores of so many query-key pairs at a time: they fit into its cache, and their memory is used again.
+_SCORES_PER_BLOCK = 2**21
 # From this many multiply-adds a sequence on, a call per sequence beats padded calls on a CPU: a rule of thumb.
 _LOOP_MULTIPLY_ADDS = 2**18
 # Up to this many, padding included, a batch is attended by one thread: likewise.
@@ -41,16 +45,78 @@ def gated_attention(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, dropout_p: fl
     Returns:
         [B, H, N, d].
     """
+    if dropout_p == 0:
+        out: Tensor = _GatedAttention.apply(q, k, v, gate)
+        return out
+    weights = _gated_weights(q, k, gate[:, None, None, :]).to(v.dtype)
+    gate = gate[:, None, :, None].to(v.dtype).expand(-1, v.shape[1], -1, -1)  # [B, H, M, 1]
+    return dropout(weights, dropout_p) @ (v * gate) / (weights @ gate)
+
+
+def _gated_weights(q: Tensor, k: Tensor, gate: Tensor) -> Tensor:
+    """exp(s) of every key over that of the highest kept one, fp32 [..., N, M]; bounded where a dropped key scores above it."""
     scores = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).float()
     with torch.no_grad():
-        top = scores.masked_fill(gate[:, None, None, :] == 0, -torch.inf).amax(-1, keepdim=True)
-    weights = torch.exp((scores - top).clamp(max=_MAX_EXPONENT)).to(v.dtype)
-    # the gates multiply the values and enter the sum of the weights as one more column: no pass over [N, M] for either
-    gate = gate[:, None, :, None].to(v.dtype).expand(-1, v.shape[1], -1, -1)  # [B, H, M, 1]
-    if dropout_p == 0:
-        out = weights @ torch.cat([v * gate, gate], -1)
-        return out[..., :-1] / out[..., -1:]
-    return dropout(weights, dropout_p) @ (v * gate) / (weights @ gate)
+        top = scores.masked_fill(gate == 0, -torch.inf).amax(-1, keepdim=True)
+    if scores.requires_grad:
+        return torch.exp((scores - top).clamp(max=_MAX_EXPONENT))
+    return scores.sub_(top).clamp_(max=_MAX_EXPONENT).exp_()
+
+
+class _GatedAttention(torch.autograd.Function):
+    """Attention over the kept keys, whose gradient reaches the gates of all.
+
+    Where gates are 0 or 1 the output is that of a mask, and so are the gradients of q, k and v: only the gates' gradient needs
+    the weights of dropped keys. They are computed in the backward pass, so that no [N, M] tensor waits for it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Tensor:
+        out = scaled_dot_product_attention(q, k, v, attn_mask=(gate > 0)[:, None, None, :])
+        ctx.save_for_backward(q, k, v, gate, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        q, k, v, gate, out = ctx.saved_tensors
+        batch, heads, queries = q.shape[:3]
+        each = (x.flatten(0, 1) for x in (q, k, v, out, grad, gate[:, None].expand(-1, heads, -1)))  # [B H, ...]
+        block = batch * heads
+        if q.device.type == "cpu":
+            block = min(block, max(1, _SCORES_PER_BLOCK // (queries * k.shape[2])))
+        blocks = [_gated_gradients(*parts) for parts in zip(*(x.split(block) for x in each), strict=True)]
+        grads = (torch.cat(parts).unflatten(0, (batch, heads)) for parts in zip(*blocks, strict=True))
+        grad_q, grad_k, grad_v, grad_gate = grads
+        return grad_q, grad_k, grad_v, grad_gate.sum(1)
+
+
+def _gated_gradients(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, grad: Tensor, gate: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of :class:`_GatedAttention`, per head.
+
+    Args:
+        q: Queries, [b, N, d].
+        k: Keys, [b, M, d].
+        v: Values, [b, M, d].
+        out: What the attention gave, [b, N, d].
+        grad: Its gradient, [b, N, d].
+        gate: Keep gate of the keys, [b, M].
+
+    Returns:
+        Those of q, k, v and gate.
+    """
+    weights = _gated_weights(q, k, gate[:, None, :]).to(v.dtype)  # their sums divide the gradient of the output instead
+    kept = gate.unsqueeze(-1).to(v.dtype)  # [b, M, 1]
+    grad = grad / (weights @ kept)
+    grad_v = weights.transpose(-2, -1) @ grad * kept
+    # g . (v - out) as one product: no pass over [N, M] for the difference
+    left = torch.cat([grad, -(grad * out).sum(-1, keepdim=True)], -1)
+    right = torch.cat([v, torch.ones_like(v[..., :1])], -1)
+    slope = weights.mul_(left @ right.transpose(-2, -1))  # of the scores, were every key kept
+    kept = kept * q.shape[-1] ** -0.5
+    return slope @ (k * kept), slope.transpose(-2, -1) @ q * kept, grad_v, slope.sum(-2, dtype=gate.dtype)
 
 
 def padded_attention(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, dropout_p: float, whole: bool) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from smarttrim_mm.layers.views import LayerStep, modality
-from smarttrim_mm.structures import Decision, Streams
+from smarttrim_mm.structures import Decision, Scores, Streams
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,10 @@ class Policy(nn.Module):
             The decision.
         """
         return Decision()
+
+    def scores(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> Scores:
+        """What :meth:`before_layer` decides by, for pictures; arguments as there. Nothing, unless a policy says so."""
+        return Scores()
 
     def trims(self, step: LayerStep) -> tuple[frozenset[str], frozenset[str]]:
         """Names of the streams and of the attentions that the policy may cut in this step."""

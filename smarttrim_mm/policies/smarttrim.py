@@ -10,7 +10,7 @@ from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.ops.gates import gumbel_keep, threshold_keep
 from smarttrim_mm.policies.base import Knob, Policy, check_streams, chosen_steps, is_chosen
 from smarttrim_mm.registry import POLICIES, TRIMMERS
-from smarttrim_mm.structures import Decision, Streams
+from smarttrim_mm.structures import Decision, Scores, Streams
 
 
 @POLICIES.register_module()
@@ -89,21 +89,19 @@ class SmartTrim(Policy):
         }
 
     def before_layer(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> Decision:
-        if step.name not in self._steps:
-            return Decision()
-        at_hand = {**guides, **{name: stream.guide() for name, stream in streams.items()}}
-        keep = {
-            name: self._gate(self.token_trimmers[_key(step, name)](stream, at_hand))
-            for name, stream in streams.items()
-            if _key(step, name) in self.token_trimmers
-        }
-        heads = {
-            view.name: self._gate(self.head_trimmers[_key(step, view.name)](at_hand))
-            for layer in step.layers.values()
-            for view in layer.attentions
-            if _key(step, view.name) in self.head_trimmers
-        }
-        return Decision(keep=keep, heads=heads)
+        keep, heads = self._logits(step, streams, guides)
+        return Decision(
+            keep={name: self._gate(logits) for name, logits in keep.items()},
+            heads={name: self._gate(logits) for name, logits in heads.items()},
+        )
+
+    def scores(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> Scores:
+        keep, heads = self._logits(step, streams, guides)
+        return Scores(
+            keep={name: logits.sigmoid() for name, logits in keep.items()},
+            heads={name: logits.sigmoid() for name, logits in heads.items()},
+            threshold=self.threshold,
+        )
 
     def trims(self, step: LayerStep) -> tuple[frozenset[str], frozenset[str]]:
         views = [view.name for layer in step.layers.values() for view in layer.attentions]
@@ -126,6 +124,26 @@ class SmartTrim(Policy):
             total = total + trimmer.multiply_adds(counts[name])
         head_trimmers: list[Any] = [self.head_trimmers[_key(step, name)] for name in attentions]
         return total + sum(trimmer.multiply_adds() for trimmer in head_trimmers)
+
+    def _logits(
+        self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Keep-minus-drop logits of the step's tokens, by stream, and of its heads, by attention."""
+        if step.name not in self._steps:
+            return {}, {}
+        at_hand = {**guides, **{name: stream.guide() for name, stream in streams.items()}}
+        keep = {
+            name: self.token_trimmers[_key(step, name)](stream, at_hand)
+            for name, stream in streams.items()
+            if _key(step, name) in self.token_trimmers
+        }
+        heads = {
+            view.name: self.head_trimmers[_key(step, view.name)](at_hand)
+            for layer in step.layers.values()
+            for view in layer.attentions
+            if _key(step, view.name) in self.head_trimmers
+        }
+        return keep, heads
 
     def _gate(self, logits: Tensor) -> Tensor:
         return gumbel_keep(logits, self.temperature, self.noise) if self.training else threshold_keep(logits, self.threshold)

@@ -47,9 +47,7 @@ def draw_cost(sheet: CostSheet, path: str | Path) -> Path:
         if begin:
             panel.axvline(begin - 0.5, color="#9a9a9a", linewidth=0.6, linestyle=":")
         begin += count
-    panel.set_title(
-        f"{sheet.backbone}, {sheet.image_size} px, {sheet.text_length} text tokens", fontsize=11, weight="bold", pad=18
-    )
+    panel.set_title(f"{sheet.backbone}, {sheet.sizes}", fontsize=11, weight="bold", pad=18)
     panel.set_ylabel(f"multiply-adds per sample, {letter}", fontsize=9)
     panel.set_xlim(-0.7, len(layers) - 0.3)
     panel.grid(axis="y", color="#e2e2e2", linewidth=0.6)

@@ -10,6 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from smarttrim_mm.visualization.figures import save
+
 _TRAIN, _VAL, _TARGET = "#7aa6d6", "#b42318", "#222222"
 _LOSSES = {"loss_task": "#1f5fa8", "loss_distill": "#1a7f37", "loss_budget": "#b45f06", "loss_dense_task": "#7a3fa0"}
 _OTHER_LOSSES = ("#5f5f5f", "#b58900", "#2aa198", "#d33682")
@@ -56,14 +58,26 @@ def read_curves(work_dir: str | Path) -> Curves:
 
 
 def draw_curves(runs: Sequence[tuple[str, Curves]], path: str | Path) -> Path:
-    """Draws trainings side by side: accuracy, losses, and compute.
+    """Draws :func:`curves_figure` into a PNG.
 
     Args:
         runs: Title and curves of each.
-        path: The picture, a PNG.
+        path: The picture.
 
     Returns:
         The path.
+
+    Raises:
+        ValueError: If there are no runs.
+    """
+    return save(curves_figure(runs), path)
+
+
+def curves_figure(runs: Sequence[tuple[str, Curves]]) -> Figure:
+    """Trainings side by side: accuracy, losses, and compute.
+
+    Args:
+        runs: Title and curves of each.
 
     Raises:
         ValueError: If there are no runs.
@@ -93,9 +107,7 @@ def draw_curves(runs: Sequence[tuple[str, Curves]], path: str | Path) -> Path:
         panels[:, 0], ("accuracy", "loss", "whole-model speed-up,\ndense / decided multiply-adds"), strict=True
     ):
         panel.set_ylabel(label, fontsize=9)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return Path(path)
+    return figure
 
 
 def smooth(points: Sequence[tuple[int, float]], window: int) -> list[tuple[int, float]]:

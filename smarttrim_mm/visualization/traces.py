@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,12 +15,33 @@ from torch.utils.data import DataLoader
 from smarttrim_mm.datasets.tokenizers import Tokenizer
 from smarttrim_mm.evaluation.sample_fields import right_answer
 from smarttrim_mm.inputs import VLMInputs
+from smarttrim_mm.layers.views import modality
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
+from smarttrim_mm.policies.observed import Observed
 from smarttrim_mm.structures import Layout
 
 IMAGE, TEXT = "image", "text"
-_POOL_ITEMS = 128
 _WORD = re.compile(r"\w+|[^\w\s]+")
+
+
+_Values = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class TraceScores:
+    """What a policy's decisions on one pair came from; fp32, NaN where there is no score.
+
+    Attributes:
+        patches: Per step that decides on the image's tokens (``'image.3'``), [rows, columns]; NaN at dropped patches.
+        words: Per step that decides on the text's, the highest score of a word's tokens, [W].
+        heads: Per attention that is decided on (``'fusion.1/text.cross'``), [H].
+        threshold: As in :class:`~smarttrim_mm.structures.Scores`.
+    """
+
+    patches: Mapping[str, np.ndarray] = field(default_factory=dict)
+    words: Mapping[str, np.ndarray] = field(default_factory=dict)
+    heads: Mapping[str, np.ndarray] = field(default_factory=dict)
+    threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -29,13 +50,15 @@ class PairTrace:
 
     Attributes:
         pixels: The image as the model saw it, RGB uint8 [height, width, 3].
-        words: The question's words and punctuation marks, W.
+        words: The question's words and punctuation marks, W; none for an image alone.
         patches: Per step that holds the image (``'image.3'``), the kept patches, bool [rows, columns].
         kept_words: Per step that holds the text, the words of which something is kept, bool [W].
-        predicted: The model's answer; of a ranking head, the pair's score.
-        answer: The right one, or what most people said; None where unknown.
+        predicted: The model's answer; of a ranking head, the pair's score; of a captioner, its caption.
+        answer: The right one, or what most people said; None where unknown, or where there is no single one.
         multiply_adds: Decided compute, of all images of the question.
         dense_multiply_adds: Compute of the untrimmed model, likewise.
+        heads: Per attention that was decided on (``'fusion.1/text.cross'``), the heads that are on, bool [H].
+        scores: Where the decisions came from.
     """
 
     pixels: np.ndarray
@@ -46,6 +69,8 @@ class PairTrace:
     answer: str | None
     multiply_adds: float
     dense_multiply_adds: float
+    heads: Mapping[str, np.ndarray] = field(default_factory=dict)
+    scores: TraceScores = field(default_factory=TraceScores)
 
 
 @torch.inference_mode()
@@ -55,73 +80,112 @@ def trace_pairs(model: TrimmedVLM, loader: DataLoader, item: int, question: int)
     Args:
         model: The model, in evaluation mode.
         loader: Gives the data set and how its items are put together.
-        item: Number of the item (an image, or several, with questions).
+        item: Number of the item (an image, or several, with questions or without).
         question: Which of its questions.
 
     Returns:
         The question with its image, or with each of its images in turn.
 
     Raises:
-        ValueError: If the patches of an image do not form a square.
+        ValueError: If the patches of an image do not fill it.
     """
     dataset: BaseDataset = loader.dataset
+    classes = dataset.metainfo.get("classes")
     chosen = dataset[item]
     sample: DataSample = chosen["data_samples"]
-    answer = right_answer(sample.to_dict(), question, dataset.metainfo.get("classes"))
-    text = sample.questions[question]
-    for name in ("input_ids", "question_ids"):
-        sample.set_field(sample.get(name)[question : question + 1], name)
-    inputs: VLMInputs = model.data_preprocessor(loader.collate_fn([chosen]), False)["inputs"]
-    logits, record = model.trace(inputs)
-    words, spans = word_spans(text, _tokenizer(dataset), int(inputs.text_mask[0].sum()))
-
-    def trace(image: int) -> PairTrace:
-        patches, kept_words = {}, {}
-        for entry in record.steps:
-            if IMAGE in entry.tokens:
-                patches[entry.step.name] = patch_grid(entry.tokens[IMAGE], image)
-            if TEXT in entry.tokens:
-                kept = entry.tokens[TEXT].kept_grid().cpu().numpy()
-                kept = kept[image if len(kept) > 1 else 0]  # all images read one encoding of the text
-                kept = kept[-inputs.input_ids.shape[1] :]  # before the words a Q-Former has its queries
-                kept_words[entry.step.name] = np.array([kept[begin:end].any() for begin, end in spans])
-        return PairTrace(
-            pixels=_pixels(model, inputs.images[image]),
-            words=tuple(words),
-            patches=patches,
-            kept_words=kept_words,
-            predicted=_prediction(model, logits[0], dataset.metainfo.get("classes")),
-            answer=answer,
-            multiply_adds=float(record.multiply_adds()[0]),
-            dense_multiply_adds=float(record.dense_multiply_adds()[0]),
-        )
-
-    return [trace(image) for image in range(len(inputs.images))]
+    answer = right_answer(sample.to_dict(), question, classes)
+    words: list[str] = []
+    spans: list[tuple[int, int]] = []
+    if "questions" in sample:
+        text = sample.questions[question]
+        for name in ("input_ids", "question_ids"):
+            sample.set_field(sample.get(name)[question : question + 1], name)
+        sample.questions = [text]
+    data = model.data_preprocessor(loader.collate_fn([chosen]), False)
+    inputs: VLMInputs = data["inputs"]
+    if "questions" in sample:
+        words, spans = word_spans(text, _tokenizer(dataset), int(inputs.text_mask[0].sum()))
+    predicted = None
+    if hasattr(model.backbone, "predict"):
+        predicted = model.predict(inputs, [sample])[0].get("pred_caption")
+    traces = trace_inputs(model, inputs, words, spans, classes)
+    if predicted is not None:
+        return [replace(trace, predicted=predicted) for trace in traces]  # people write many captions: none is the right one
+    return [replace(trace, answer=answer) for trace in traces]
 
 
-@torch.inference_mode()
-def choose_pairs(model: TrimmedVLM, loader: DataLoader, num: int, seed: int = 0) -> list[tuple[int, int]]:
-    """Chooses pairs of different images that span the cheap to the dear, among a random part of the data.
+def trace_inputs(
+    model: TrimmedVLM,
+    inputs: VLMInputs,
+    words: Sequence[str] = (),
+    spans: Sequence[tuple[int, int]] = (),
+    classes: Sequence[str] | None = None,
+) -> list[PairTrace]:
+    """Runs one sample and notes what was kept, and by which scores.
 
     Args:
         model: The model, in evaluation mode.
-        loader: Gives the data set and how its items are put together.
-        num: How many.
-        seed: Of the random part.
+        inputs: A text with its images, or an image.
+        words: Words of the text, W.
+        spans: For each the range of its tokens.
+        classes: Names of the answers.
 
     Returns:
-        (item, question) of each, cheapest first.
+        A trace for each image.
+
+    Raises:
+        ValueError: If the patches of an image do not fill it.
     """
-    dataset: BaseDataset = loader.dataset
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()[:_POOL_ITEMS]
-    pairs: list[tuple[int, int]] = []
-    costs: list[float] = []
-    for chunk in _chunks(order, 16):
-        data = model.data_preprocessor(loader.collate_fn([dataset[item] for item in chunk]), False)
-        costs += model.trace(data["inputs"])[1].multiply_adds().tolist()
-        counts = [len(sample.questions) for sample in data["data_samples"]]
-        pairs += [(item, question) for item, count in zip(chunk, counts, strict=True) for question in range(count)]
-    return [pairs[i] for i in spread(costs, [item for item, _ in pairs], num)]
+    observed = Observed(model.policy)
+    logits, record = model.trace(inputs, policy=observed)
+    decided = list(zip(record.steps, observed.noted, strict=True))
+    cost, dense = float(record.multiply_adds()[0]), float(record.dense_multiply_adds()[0])
+    thresholds = [scores.threshold for _, scores in decided if scores.keep or scores.heads]
+
+    def read(name: str, layout: Layout, grid: Tensor, image: int) -> np.ndarray | None:
+        """What a grid over a stream's positions, [B, N], says of patches or words; None: nothing of this image's."""
+        number = name.removeprefix(modality(name))
+        if number and int(number) != image:
+            return None
+        row = 0 if number else min(image, layout.batch_size - 1)  # all images read one encoding of the text
+        if modality(name) == IMAGE:
+            return patch_grid(layout, row, grid, inputs.images.shape[-2:])
+        if modality(name) != TEXT or not spans:
+            return None
+        values = grid[row, -inputs.input_ids.shape[1] :].cpu().numpy()  # before the words a Q-Former has its queries
+        return np.array([np.fmax.reduce(values[begin:end]) for begin, end in spans])
+
+    def trace(image: int) -> PairTrace:
+        kept: dict[str, _Values] = {IMAGE: {}, TEXT: {}}
+        wanted: dict[str, _Values] = {IMAGE: {}, TEXT: {}}
+        heads: _Values = {}
+        head_scores: _Values = {}
+        for entry, scores in decided:
+            step = entry.step.name
+            for name, layout in entry.tokens.items():
+                found = read(name, layout, layout.kept_grid(), image)
+                if found is not None:
+                    kept[modality(name)][step] = found
+                if found is not None and name in scores.keep:
+                    score = read(name, entry.before[name], scores.keep[name], image)
+                    assert score is not None
+                    wanted[modality(name)][step] = score
+            heads |= {f"{step}/{name}": _of_image(gate > 0, image) for name, gate in entry.heads.items()}
+            head_scores |= {f"{step}/{name}": _of_image(score, image) for name, score in scores.heads.items()}
+        return PairTrace(
+            pixels=_pixels(model, inputs.images[image]),
+            words=tuple(words),
+            patches=kept[IMAGE],
+            kept_words=kept[TEXT],
+            predicted=_prediction(model, logits[0], classes),
+            answer=None,
+            multiply_adds=cost,
+            dense_multiply_adds=dense,
+            heads=heads,
+            scores=TraceScores(wanted[IMAGE], wanted[TEXT], head_scores, thresholds[0] if thresholds else None),
+        )
+
+    return [trace(image) for image in range(len(inputs.images))]
 
 
 def spread(costs: Sequence[float], groups: Sequence[int], num: int) -> list[int]:
@@ -157,27 +221,43 @@ def locate_pairs(dataset: BaseDataset, numbers: Sequence[int]) -> list[tuple[int
     Raises:
         ValueError: If a number is out of range.
     """
-    every = [
-        (item, question) for item in range(len(dataset)) for question in range(len(dataset.get_data_info(item)["questions"]))
-    ]
+    every = [(item, question) for item in range(len(dataset)) for question in range(questions_of(dataset.get_data_info(item)))]
     beyond = [number for number in numbers if not 0 <= number < len(every)]
     if beyond:
         raise ValueError(f"indices holds {beyond}; this split has the image-question pairs 0 to {len(every) - 1}")
     return [every[number] for number in numbers]
 
 
-def patch_grid(layout: Layout, instance: int = 0) -> np.ndarray:
-    """Kept patches of an instance, bool [rows, columns]; the class token is left out.
+def questions_of(record: DataSample | dict) -> int:
+    """Image-text pairs of an item, or of its record; an image without texts is one."""
+    questions = record.get("questions")
+    return 1 if questions is None else len(questions)
+
+
+def patch_grid(
+    layout: Layout, instance: int = 0, grid: Tensor | None = None, size: tuple[int, int] | torch.Size = (1, 1)
+) -> np.ndarray:
+    """What is known of an instance's patches, [rows, columns]; class tokens and their like are left out.
+
+    Args:
+        layout: How the image's tokens lie.
+        instance: Which one.
+        grid: Something for each original position, [B, N]; None: whether it is kept, bool.
+        size: Height and width of the image.
 
     Raises:
-        ValueError: If they do not form a square.
+        ValueError: If the patches do not fill an image of that shape.
     """
-    kept = layout.kept_grid()[instance].cpu().numpy()
-    kept = kept if layout.guide_index is None else kept[1:]
-    side = math.isqrt(len(kept))
-    if side * side != len(kept):
-        raise ValueError(f"the image has {len(kept)} patches, which form no square; pictures are drawn of square images only")
-    return kept.reshape(side, side)
+    values = (layout.kept_grid() if grid is None else grid)[instance].cpu().numpy()
+    values = values if layout.guide_index is None else values[1:]
+    rows = round(math.sqrt(len(values) * size[0] / size[1]))
+    columns = len(values) // max(rows, 1)
+    if rows * columns != len(values) or rows * size[1] != columns * size[0]:
+        shape = "square" if size[0] == size[1] else f"image of {size[0]} x {size[1]} pixels"
+        raise ValueError(
+            f"the image has {len(values)} patches, which form no {shape}; pictures are drawn of square patches only"
+        )
+    return values.reshape(rows, columns)
 
 
 def word_spans(question: str, tokenizer: Tokenizer, length: int) -> tuple[list[str], list[tuple[int, int]]]:
@@ -222,6 +302,6 @@ def _pixels(model: TrimmedVLM, image: Tensor) -> np.ndarray:
     return image.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
 
 
-def _chunks(values: Sequence[int], size: int) -> Iterator[list[int]]:
-    for begin in range(0, len(values), size):
-        yield list(values[begin : begin + size])
+def _of_image(values: Tensor, image: int) -> np.ndarray:
+    """The row of an image, of values [B, H]: of one instance for each image, or of one for all."""
+    return values[min(image, len(values) - 1)].cpu().numpy()

@@ -85,15 +85,18 @@ def test_predictions_go_to_their_images(build, inputs_of, backbone, policy):
 
     model = build(backbone, policy)
     inputs = inputs_of(model)
-    samples = [DataSample(questions=["?"] * count) for count in (2, 3, 1)]
+    asks = "vocab_size" in model.backbone.input_format  # else a sample is an image, of which one thing is told
+    samples = [DataSample(questions=["?"] * count) for count in (2, 3, 1)] if asks else [DataSample() for _ in range(6)]
     with torch.no_grad():
         logits, record = model.trace(inputs)
         results = model(inputs, samples, mode="predict")
-    torch.testing.assert_close(torch.cat([sample.pred_scores for sample in results]), logits.softmax(-1))
+    scores = [sample.pred_scores if asks else sample.pred_score[None] for sample in results]
+    torch.testing.assert_close(torch.cat(scores), logits.softmax(-1))
     trim = {key: torch.cat([sample.trim[key] for sample in results]) for key in results[0].trim}
     torch.testing.assert_close(trim["multiply_adds"], record.multiply_adds())
     torch.testing.assert_close(trim["dense_multiply_adds"], record.dense_multiply_adds())
     assert trim["executed_multiply_adds"].mean() == pytest.approx(record.executed_multiply_adds())
     assert {key for key in trim if key.startswith("kept/")} == {f"kept/{key}" for key in record.kept()}
     assert {key for key in trim if key.startswith("heads/")} == {f"heads/{key}" for key in record.heads()}
-    assert all(len(sample.pred_scores) == len(sample.questions) for sample in results)
+    assert all(len(sample.trim["multiply_adds"]) == len(own) for sample, own in zip(results, scores, strict=True))
+    assert [len(own) for own in scores] == ([2, 3, 1] if asks else [1] * 6)

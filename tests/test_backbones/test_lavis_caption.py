@@ -315,7 +315,7 @@ def test_one_prompt_for_all_that_is_written(build):
     [
         ({"text_first": True}, "text_first=True: blip_caption has no text to guide the image encoder by"),
         ({"prompt": "a picture of "}, "prompt is 'a picture of ' and tokenizer is None"),
-        ({"generation": SHORT}, "generation is set and tokenizer is None: captions are texts"),
+        ({"generation": SHORT}, "generation is set and tokenizer is None: what it writes are texts"),
         ({"generation": {"beams": 3}}, "generation has 'beams'; expected settings of num_beams, max_length"),
         ({"generation": {"num_beams": 0}}, "generation has num_beams=0; expected at least 1"),
         ({"generation": {"min_length": 12, "max_length": 9}}, "min_length=12; expected 0 to max_length, which is 9"),

@@ -1,11 +1,12 @@
 from pathlib import Path
 
 import pytest
-from official_files import VQA_CLASSES, edit_json, write_coco_captions, write_vqav2
+from official_files import VQA_CLASSES, edit_json, edit_line, write_coco_captions, write_noto_emoji, write_vqav2
 
 from smarttrim_mm.engine.check_data import main
 
 EASY_VQA = Path(__file__).parents[2] / "configs/_base_/datasets/easy_vqa.py"
+EMOJI = EASY_VQA.with_name("noto_emoji.py")
 CAPTIONS = EASY_VQA.with_name("blip_coco_caption.py")
 PUBLISHED = {"train": (3, 4), "val": (1, 2), "test-dev": (1, 2)}
 QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
@@ -86,6 +87,19 @@ def test_captions_can_be_checked(tmp_path, capsys):
     assert "used: 4 items, 4 questions, 2 image files" in train
     assert "2 images were read, but 113,287 are published" in train and "4 questions were read, but 566,747" in train
     assert "0042.jpg: no such image" in val and "2 images were read, but 5,000" in test
+
+
+def test_emoji_can_be_checked(tmp_path, capsys):
+    root = write_noto_emoji(tmp_path / "emoji")
+    edit_line(root / "annotations.jsonl", 3, name="red dog: no. 0")
+    changes = [f"{split}_dataloader.dataset.data_root={root}" for split in ("train", "val", "test")]
+    small = ["dataset.num_test_images=8", "dataset.num_val_images=4"]
+    changes += [f"{split}_dataloader.{change}" for split in ("train", "val", "test") for change in small]
+    assert check(EMOJI, "--cfg-options", *changes) == 1
+    train, val, test = capsys.readouterr().out.split(": type='NotoEmoji'")[1:]
+    assert "used: 28 items, 28 questions, 28 image files" in train and "28 images were read, but 3,518 are published" in train
+    assert "1 times the same name for several pictures, the first is 'red dog: no. 0'" in val and "opened: 4 images" in val
+    assert "in the files: 8 images, as 8 are published" in test
 
 
 def test_what_cannot_be_checked(config, tmp_path, capsys):

@@ -53,6 +53,30 @@ def test_gated_attention_passes_the_gradient_of_its_formula(padded):
         assert gate.grad[b, j].item() == pytest.approx(slope.item(), rel=0.02, abs=0.02)
 
 
+@pytest.mark.parametrize("block", [1, 60, 2**21], ids=["a head", "two heads", "all"])
+def test_gradients_of_gated_attention_are_those_of_its_formula(padded, block, monkeypatch):
+    """By autograd through exp(s) m / sum exp(s) m in double precision; however many heads go into a block."""
+    monkeypatch.setattr(attention, "_SCORES_PER_BLOCK", block)
+    weight = torch.randn(2, 4, 5, 8)
+    own = [t.clone().requires_grad_() for t in padded]
+    (gated_attention(*own) * weight).sum().backward()
+    exact = [t.double().requires_grad_() for t in padded]
+    q, k, v, gate = exact
+    weights = torch.exp(q @ k.transpose(-2, -1) / math.sqrt(8)) * gate[:, None, None]
+    (weights @ v / weights.sum(-1, keepdim=True) * weight).sum().backward()
+    for name, one, other in zip(["q", "k", "v", "gate"], own, exact, strict=True):
+        torch.testing.assert_close(one.grad, other.grad.float(), atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_no_weights_of_gated_attention_wait_for_the_backward_pass(padded):
+    """What is saved grows with the tokens, not with their pairs."""
+    q, k, v, gate = (t.clone().requires_grad_() for t in padded)
+    sizes: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+        gated_attention(q, k, v, gate)
+    assert sum(sizes) == 4 * q.numel() + gate.numel()  # q, k, v, the output, the gates
+
+
 def test_a_dropped_key_that_scores_above_all_others_stays_finite():
     q, k = torch.full((1, 1, 1, 1), 100.0), torch.tensor([-10.0, 10.0]).view(1, 1, 2, 1)
     v = torch.tensor([1.0, 5.0]).view(1, 1, 2, 1)

@@ -3,11 +3,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from smarttrim_mm.visualization import kept_patches
-from smarttrim_mm.visualization.kept_patches import draw_kept, evenly, greyed, layer_name, question_lines
+from smarttrim_mm.visualization.figures import render
+from smarttrim_mm.visualization.kept_patches import draw_kept, greyed, kept_figure
+from smarttrim_mm.visualization.pair_rows import evenly, layer_name, question_lines, wrap
 
 
 def test_kept_patches_stay_and_dropped_ones_turn_grey(trace):
@@ -51,7 +50,7 @@ def test_picture_shows_rows_and_columns(trace, tmp_path, pixels):
     red = (one == (200, 30, 30)).all(-1)
     # the whole image twice (input, image 0) and a quarter of it once (image 1), less the lines between patches
     columns = red.any(0).nonzero()[0]
-    assert (np.diff(columns) > 20).sum() == 2
+    assert (np.diff(columns) > 10).sum() == 2
 
 
 def test_a_deep_model_gets_no_wider_than_the_limit(trace, tmp_path, pixels):
@@ -62,31 +61,50 @@ def test_a_deep_model_gets_no_wider_than_the_limit(trace, tmp_path, pixels):
 
 
 @pytest.mark.parametrize(
-    ("answer", "color", "text"), [("yes", "#1a7f37", ""), ("no", "#b42318", "   (right: no)"), (None, "#333333", "")]
+    ("answer", "color", "text"), [("yes", "#1a7f37", ""), ("no", "#b42318", " (right: no)"), (None, "#222222", "")]
 )
 def test_an_answer_is_green_only_if_it_is_known_to_be_right(trace, answer, color, text):
-    figure = Figure()
-    FigureCanvasAgg(figure)
-    panel = figure.add_axes((0, 0, 1, 1))
-    kept_patches._draw_question(panel, dataclasses.replace(trace, answer=answer))
-    assert (panel.texts[0].get_text(), panel.texts[0].get_color()) == (f"answer: yes{text}", color)
+    panel = kept_figure([dataclasses.replace(trace, answer=answer)]).axes[0]
+    first = panel.texts[0]
+    assert (" ".join(first.get_text().split()), first.get_color()) == (f"answer: yes{text}", color)
 
 
-@pytest.mark.parametrize("words", [4, 10, 40])
-def test_words_do_not_overlap_and_stay_in_their_panel(words):
-    figure = Figure(figsize=(3.9, 1.4), dpi=160)
-    canvas = FigureCanvasAgg(figure)
-    panel = figure.add_axes((0, 0, 1, 1))
+@pytest.mark.parametrize("words", [4, 10, 22, 90])
+def test_words_do_not_overlap_and_stay_in_their_panel(trace, words):
     kept = np.arange(words) % 2 == 0
-    kept_patches._draw_words(panel, 0.2, 0.5, ["present"] * words, kept)
-    renderer = canvas.get_renderer()
-    boxes = [text.get_window_extent(renderer).transformed(panel.transAxes.inverted()) for text in panel.texts]
-    assert len(boxes) == words or words == 40
-    assert all(before.x1 < after.x0 for before, after in pairwise(boxes))
-    assert boxes[-1].x1 <= 1.001
+    long = dataclasses.replace(trace, words=("present",) * words, kept_words={"text.0": kept})
+    figure = kept_figure([long])
+    render(figure)
+    panel = figure.axes[0]
     shown = [text for text in panel.texts if text.get_text() == "present"]
+    boxes = [text.get_window_extent().transformed(panel.transData.inverted()) for text in shown]
+    lines: dict[float, list] = {}
+    for box in boxes:
+        lines.setdefault(round((box.y0 + box.y1) / 2, 2), []).append(box)
+    for line in lines.values():
+        assert all(before.x1 < after.x0 for before, after in pairwise(line))
+        assert line[-1].x1 <= 3.9
+    assert len(lines) == {4: 1, 10: 2, 22: 4, 90: 4}[words]
+    assert (len(shown) == words) == (words < 90)
     assert len(panel.lines) == len(shown) // 2  # the dropped ones are struck
-    assert (panel.texts[-1].get_text() == "\u2026") == (words == 40)
+    assert any(text.get_text() == "\u2026" for text in panel.texts) == (words == 90)
+
+
+def test_lines_break_where_they_must():
+    assert wrap([1, 1, 1], 0.5, 2.5, 2) == ([[0, 1], [2]], False)
+    assert wrap([5], 0.5, 2.5, 2) == ([[0]], False)  # a word that fits no line has one of its own
+    assert wrap([1, 1, 1, 1, 1], 0.5, 2.5, 2) == ([[0, 1], [2]], True)  # room for the mark
+
+
+def test_a_text_with_dollars_is_no_formula(trace):
+    figure = kept_figure([dataclasses.replace(trace, words=("$x$",) * 4, predicted="$\\bad$")])
+    assert render(figure).shape[2] == 3
+
+
+def test_array_and_file_are_the_same_picture(trace, tmp_path, pixels):
+    array = render(kept_figure([trace], "a title"))
+    assert array.dtype == np.uint8
+    assert (array == pixels(draw_kept([trace], tmp_path / "one.png", "a title"))).all()
 
 
 def test_nothing_to_draw_is_an_error(tmp_path):

@@ -13,7 +13,8 @@ from smarttrim_mm.engine.building import build_loader, build_model, read_config
 from smarttrim_mm.registry import DATASETS
 from smarttrim_mm.structures import TokenStream
 from smarttrim_mm.testing import excite
-from smarttrim_mm.visualization.traces import choose_pairs, locate_pairs, patch_grid, spread, trace_pairs, word_spans
+from smarttrim_mm.visualization.survey import choose_pairs
+from smarttrim_mm.visualization.traces import locate_pairs, patch_grid, spread, trace_pairs, word_spans
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "meter" / "quickstart_smarttrim.py")
 

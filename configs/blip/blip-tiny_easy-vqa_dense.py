@@ -1,5 +1,5 @@
 # mmpretrain's BlipVQA at a size that a CPU trains, on easy-VQA from a random start.
-# python tools/train.py configs/blip/blip-small_easy-vqa_dense.py
+# python tools/train.py configs/blip/blip-tiny_easy-vqa_dense.py
 _base_ = [
     "../_base_/datasets/easy_vqa.py",
     "../_base_/schedules/quickstart.py",

@@ -1,6 +1,6 @@
-# python tools/train.py configs/blip/blip-small_easy-vqa_smarttrim-2x.py \
-#     --cfg-options load_from=work_dirs/blip-small_easy-vqa_dense/iter_3400.pth
-_base_ = "blip-small_easy-vqa_dense.py"
+# python tools/train.py configs/blip/blip-tiny_easy-vqa_smarttrim-2x.py \
+#     --cfg-options load_from=work_dirs/blip-tiny_easy-vqa_dense/iter_3400.pth
+_base_ = "blip-tiny_easy-vqa_dense.py"
 
 model = dict(
     policy=dict(

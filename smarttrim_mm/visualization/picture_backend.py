@@ -1,0 +1,44 @@
+"""A backend that writes pictures under their bare names."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.visualization.vis_backend import BaseVisBackend
+from PIL import Image
+
+from smarttrim_mm.registry import VISBACKENDS
+
+
+@VISBACKENDS.register_module()
+class PictureVisBackend(BaseVisBackend):
+    """Writes each picture as ``<save_dir>/<name>.png``; a later step's takes its place. Scalars and configs are left to others.
+
+    Args:
+        save_dir: The folder.
+    """
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__(save_dir)
+        self.written: list[Path] = []
+
+    @property
+    def experiment(self) -> "PictureVisBackend":
+        return self
+
+    def _init_env(self) -> None:
+        Path(self._save_dir).mkdir(parents=True, exist_ok=True)
+
+    def add_image(self, name: str, image: np.ndarray, step: int = 0, **kwargs: Any) -> None:
+        """Writes a picture.
+
+        Args:
+            name: Of the file, without its ending.
+            image: RGB uint8 [height, width, 3].
+            step: Makes no difference.
+            **kwargs: Those of other backends.
+        """
+        self._init_env()
+        path = Path(self._save_dir) / f"{name}.png"
+        Image.fromarray(image).save(path, optimize=True)
+        self.written.append(path)

@@ -251,3 +251,12 @@ def test_what_cannot_be_built_is_refused(host_config):
         part["med_config"]["encoder_width"] = 32
     with pytest.raises(ValueError, match="visual_encoder has width 32 and multimodal_encoder 24"):
         MODELS.build({"type": "MMPretrainBackbone", "model": narrow})
+
+
+def test_it_starts_from_mmpretrains_file(build, official, host_config, tmp_path):
+    host = official(build())
+    torch.save({"state_dict": host.state_dict(), "meta": {}}, tmp_path / "public.pth")
+    started = MODELS.build({"type": "MMPretrainBackbone", "model": host_config, "checkpoint": str(tmp_path / "public.pth")})
+    started.init_weights()
+    expected, found = host.state_dict(), started.host.state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)

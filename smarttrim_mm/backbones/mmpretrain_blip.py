@@ -264,7 +264,8 @@ class BlipRetrieval(TwiceReadRetriever, MMPretrainBlip):
     """
 
     bert_config = ("text_backbone", "med_config")
-    settings = "model.backbone.model.head."
+    settings = "model.backbone.model."
+    queue_settings = f"{settings}head."
 
     @classmethod
     def variants(cls) -> dict[str, dict[str, Any]]:

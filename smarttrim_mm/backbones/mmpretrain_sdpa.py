@@ -21,4 +21,5 @@ class BertSdpa(SdpaAttention):
     def __init__(self, host: nn.Module) -> None:
         from mmpretrain.models.multimodal.blip.language_model import BertSelfAttention
 
-        self.forwards = [(module, partial(attend_text, module)) for module in host.modules() if type(module) is BertSelfAttention]
+        found = [module for module in host.modules() if type(module) is BertSelfAttention]
+        self.forwards = [(module, partial(attend_text, module)) for module in found]

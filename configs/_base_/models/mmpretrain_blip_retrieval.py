@@ -1,5 +1,5 @@
-# mmpretrain's BlipRetrieval. It has topk=256, so that the loops here rank the 256 candidates of the highest similarity, too;
-# BLIP's own code and LAVIS's have 256 on COCO and 128 on Flickr30K: see top_k.
+# mmpretrain's BlipRetrieval. It has topk=256, so that the loops of the configs rank the 256 candidates of the highest
+# similarity, too.
 _base_ = "mmpretrain_blip.py"
 
 model = dict(
@@ -16,6 +16,7 @@ model = dict(
             multimodal_head=dict(type="ITMHead", hidden_size=768, with_pooler=False),
             topk=256,
             max_txt_len=35,
+            negative_all_rank=False,  # each process has negatives of its own
         ),
     ),
     policy=dict(type="Dense"),

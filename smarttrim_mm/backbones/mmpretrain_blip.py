@@ -236,7 +236,7 @@ class BlipCaption(FusionCaptioner, MMPretrainBlip):
         decoder = {"type": "XBertLMHeadDecoder", "med_config": _small_bert(2)}
         model = {
             "type": "BlipCaption",
-            "vision_encoder": _small_vit(2),
+            "vision_encoder": _small_vit(2, pre_norm=True),
             "decoder_head": {"type": "SeqGenerationHead", "decoder": decoder},
             "prompt": [_BEGIN, 7, 9, _END],
         }

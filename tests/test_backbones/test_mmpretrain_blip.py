@@ -367,7 +367,7 @@ def test_hosts_that_cannot_be_trimmed(kind, changes, message):
 def test_texts_that_read_no_image(kind, part):
     model = copy.deepcopy(CASES[kind]["model"])
     model[part].get("med_config", model[part].get("config"))["add_cross_attention"] = False
-    with pytest.raises(ValueError, match="no layer of the text encoder reads the image: .*add_cross_attention"):
+    with pytest.raises(ValueError, match=r"no layer of the text encoder reads the image: .*add_cross_attention"):
         MODELS.build({**CASES[kind], "model": model})
 
 

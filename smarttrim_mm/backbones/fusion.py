@@ -70,6 +70,7 @@ class FusionBackbone(nn.Module):
 
     host: Any  # hosts have no types
     arch: str
+    size_setting = "vision.img_size"  # where the backbone's config has the images' size
     images_per_text = 1
     encodes = False  # whether [ENC] takes the place of [CLS] in the multi-modal encoder
     anew: frozenset[str] = frozenset()  # streams that enter the fusion stage whole again
@@ -102,11 +103,14 @@ class FusionBackbone(nn.Module):
             ValueError: If no layer of the text encoder reads the image.
         """
         if "fusion" not in self.steps:
-            config = self.text_config
-            raise ValueError(
-                f"no layer of the text encoder reads the image: text.fusion_layer is {config.fusion_layer} of "
-                f"{config.num_hidden_layers} layers; expected fewer uni-modal layers"
-            )
+            config = self.text_config.to_dict()
+            why = "add_cross_attention is False; expected True"
+            if "fusion_layer" in config:
+                why = (
+                    f"text.fusion_layer is {config['fusion_layer']} of {config['num_hidden_layers']} layers; expected fewer "
+                    "uni-modal layers"
+                )
+            raise ValueError(f"no layer of the text encoder reads the image: {why}")
 
     @property
     def vision(self) -> ImageEncoder:
@@ -285,7 +289,7 @@ class FusionBackbone(nn.Module):
         if inputs.images.shape[-2:] != size:
             raise ValueError(
                 f"images are {tuple(inputs.images.shape[-2:])} pixels; expected {size[0]} by {size[1]}. Resize them in the "
-                "data pipeline, or set the backbone's vision.img_size"
+                f"data pipeline, or set the backbone's {self.size_setting}"
             )
 
     @property

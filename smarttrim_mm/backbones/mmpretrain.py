@@ -33,15 +33,14 @@ class MMPretrainBackbone(nn.Module):
 
     Raises:
         KeyError: If there is no backbone for the type.
-        ValueError: If the model has a part that cannot be trimmed.
+        ValueError: If there is no model or no type, or the model has a part that cannot be trimmed.
     """
 
     host: Any  # mmpretrain has no types
     checkpoint: str | None
 
     def __new__(cls, *, model: Mapping[str, Any] | None = None, **_: Any) -> MMPretrainBackbone:
-        found = MMPRETRAIN_MODELS.get(model_name(model)) if cls is MMPretrainBackbone and model is not None else cls
-        return super().__new__(found)
+        return super().__new__(MMPRETRAIN_MODELS.get(model_name(model)) if cls is MMPretrainBackbone else cls)
 
     @classmethod
     def small_configs(cls) -> dict[str, dict[str, Any]]:
@@ -84,7 +83,14 @@ class MMPretrainBackbone(nn.Module):
         return load_public(self.host, path)
 
 
-def model_name(model: Mapping[str, Any]) -> str:
-    """Mmpretrain's name of a model, from its config."""
+def model_name(model: Mapping[str, Any] | None) -> str:
+    """Mmpretrain's name of a model, from its config.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if model is None or "type" not in model:
+        given = "None" if model is None else f"a config of {', '.join(model) or 'nothing'}"
+        raise ValueError(f"model.backbone.model is {given}; expected mmpretrain's config of a model, with its type")
     kind = model["type"]
     return kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__

@@ -95,6 +95,7 @@ class MMPretrainBlip(FusionBackbone, MMPretrainBackbone):
     """
 
     vision_name = "vision_backbone"  # mmpretrain's name of the image encoder
+    size_setting = "model.vision_backbone.img_size"
     bert_config: tuple[str, ...] = ("multimodal_backbone", "med_config")  # where the configuration of its BERT is
 
     def __init__(
@@ -229,6 +230,7 @@ class BlipCaption(FusionCaptioner, MMPretrainBlip):
     """A text about an image: a decoder reads the image."""
 
     vision_name = "visual_encoder"
+    size_setting = "model.vision_encoder.img_size"
     bert_config = ("decoder_head", "decoder", "med_config")
 
     @classmethod

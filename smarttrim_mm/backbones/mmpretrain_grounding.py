@@ -41,6 +41,7 @@ class BlipGrounding(FusionDecoding, MMPretrainBlip):
 
     decodes = ("box", "image")
     vision_name = "visual_encoder"
+    size_setting = "model.visual_encoder.img_size"
     bert_config = ("text_encoder", "med_config")
 
     def __init__(self, **kwargs: Any) -> None:
@@ -74,8 +75,12 @@ class BlipGrounding(FusionDecoding, MMPretrainBlip):
         """Refuses a host whose streams cannot be read as one.
 
         Raises:
-            ValueError: If image and phrase differ in width.
+            ValueError: If image and phrase differ in width, or the phrase does not read the image.
         """
+        if not all(hasattr(layer, "crossattention") for layer in self.fusing()):
+            raise ValueError(
+                "no layer of the text encoder reads the image: multimodal_encoder has add_cross_attention=False; expected True"
+            )
         widths = self.vision.width, int(self.host.multimodal_encoder.config.hidden_size)
         if widths[0] != widths[1]:
             raise ValueError(

@@ -124,12 +124,12 @@ class MMPretrainClassifier(MMPretrainBackbone):
 def mean_of_patches(image: TokenStream) -> Tensor:
     """The mean of the kept tokens but the first, [B, D]; 0 where none is left."""
     _, patches = image.split(1)
-    x, layout = patches.x, patches.layout
+    x, layout = patches.x.float(), patches.layout  # sums of half precision overflow, or lose their last terms
     if isinstance(layout, PaddedLayout):
-        total = (x * layout.gate.to(x.dtype).unsqueeze(-1)).sum(1)
+        total = (x * layout.gate.unsqueeze(-1)).sum(1)
     else:
         total = x.new_zeros(layout.batch_size, x.shape[1]).index_add_(0, layout.instance, x)
-    return total / layout.counts().to(x.dtype).clamp(min=1).unsqueeze(-1)
+    return (total / layout.counts().clamp(min=1).unsqueeze(-1)).to(patches.x.dtype)
 
 
 def _check_inputs(inputs: VLMInputs) -> None:

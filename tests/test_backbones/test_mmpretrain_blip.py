@@ -364,6 +364,39 @@ def test_hosts_that_cannot_be_trimmed(kind, changes, message):
         MODELS.build({**CASES[kind], "model": model})
 
 
+@pytest.mark.parametrize(("kind", "part"), [("BlipNLVR", "multimodal_backbone"), ("BlipGrounding", "multimodal_encoder")])
+def test_texts_that_read_no_image(kind, part):
+    model = copy.deepcopy(CASES[kind]["model"])
+    model[part].get("med_config", model[part].get("config"))["add_cross_attention"] = False
+    with pytest.raises(ValueError, match=r"no layer of the text encoder reads the image: .*add_cross_attention"):
+        MODELS.build({**CASES[kind], "model": model})
+
+
+def test_retrieval_names_the_settings_of_mmpretrain(monkeypatch):
+    """Each is there: mmpretrain's config has the one in the model, the other in its head."""
+    backbone = MODELS.build(CASES["BlipRetrieval"])
+    inputs = random_inputs(backbone.input_format, lengths=[3, 4])
+    assert hasattr(backbone.host, "negative_all_rank") and hasattr(backbone.host.head, "queue_size")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"2 processes.*Set model\.backbone\.model\.negative_all_rank=False"):
+        backbone.prepare(inputs)
+    with pytest.raises(ValueError, match=r"Set model\.backbone\.model\.head\.queue_size to a multiple"):
+        backbone.prepare(random_inputs(backbone.input_format, lengths=[3] * 5))
+
+
+@pytest.mark.parametrize("kind", sorted(CASES))
+def test_images_of_another_size_are_refused_by_the_name_of_the_setting(kind):
+    backbone = MODELS.build(CASES[kind])
+    inputs = random_inputs({**backbone.input_format, "image_size": 20}, lengths=[3, 4])
+    with pytest.raises(ValueError, match=r"images are \(20, 20\) pixels.*or set the backbone's model\.") as caught:
+        backbone.host_forward(inputs)
+    found = CASES[kind]
+    for name in str(caught.value).rpartition("backbone's ")[2].split("."):
+        found = found[name]
+    assert found == 16
+
+
 def test_guidance_by_a_text_that_is_not_there():
     for kind in ("BlipRetrieval", "BlipCaption"):
         with pytest.raises(ValueError, match="text_first=True"):
@@ -373,6 +406,10 @@ def test_guidance_by_a_text_that_is_not_there():
 def test_unknown_models_have_a_suggestion():
     with pytest.raises(KeyError, match=r"'BlipVqa' is not registered as a backbone for a model of mmpretrain.*'BlipVQA'"):
         MODELS.build({"type": "MMPretrainBackbone", "model": {"type": "BlipVqa"}})
+    with pytest.raises(ValueError, match=r"model\.backbone\.model is a config of head; expected .* with its type"):
+        MODELS.build({"type": "MMPretrainBackbone", "model": {"head": {}}})
+    with pytest.raises(ValueError, match=r"model\.backbone\.model is None"):
+        MODELS.build({"type": "MMPretrainBackbone"})
 
 
 # ---- at native size, by mmpretrain's own config files

@@ -69,6 +69,14 @@ def test_the_mean_is_of_what_is_kept():
         torch.testing.assert_close(mean_of_patches(stream.select(stream.layout.from_grid(keep))), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_mean_of_many_large_tokens_in_half_precision(dtype):
+    """Their sum is beyond float16, their mean is not."""
+    x = torch.full((2, 577, 4), 200.0, dtype=dtype)
+    for stream in (TokenStream.start(x, ids=torch.arange(2)), TokenStream.start(x, ids=torch.arange(2)).pack()):
+        assert torch.equal(mean_of_patches(stream), torch.full((2, 4), 200.0, dtype=dtype))
+
+
 def test_guidance_is_local_and_of_the_class_token():
     model = trimmed(SMALL["class token"], "SmartTrim")
     trimmers = model.policy.token_trimmers

@@ -226,7 +226,11 @@ class TrimInferencer:
         bar = Progress("answering", len(items)) if progress else None
         results: list[TrimResult] = []
         for number, batch in enumerate(loader):
-            answered = self._answer(batch, items[number * batch_size :][:batch_size])
+            own = items[number * batch_size :][:batch_size]
+            try:
+                answered = self._answer(batch, own)
+            except ValueError as error:  # mostly of an image's size, which says nothing about whose it is
+                raise ValueError(f"{error} The images: {_sizes(batch, own)}") from error
             for i, found in enumerate(answered):
                 if vis_dir is not None:
                     self._draw(loader, number * batch_size + i, found, Path(vis_dir))
@@ -315,6 +319,14 @@ def _spent(record: TrimRecord) -> list[Spent]:
         )
         for i in range(record.samples)
     ]
+
+
+def _sizes(batch: Mapping[str, Any], items: Sequence[GivenItem]) -> str:
+    """The sizes that the pipeline gave images, each with the first that has it."""
+    first: dict[tuple[int, ...], str] = {}
+    for item, pixels in zip(items, batch["inputs"], strict=True):
+        first.setdefault(tuple(pixels.shape[-2:]), ", ".join(item.names))
+    return "; ".join(f"{name} is {width} x {height} pixels" for (height, width), name in first.items())
 
 
 def _class_name(number: int, classes: Sequence[str] | None) -> str:

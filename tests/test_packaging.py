@@ -32,7 +32,7 @@ RESULTS = [
 COUNTED = [name for name, model in MODELS.items() if any("Multiply-Adds" in key for key in model["Metadata"])]
 MADE_BY_THE_INSTALLED = """
 import json
-import smarttrim_mm
+import smarttrim_mm.registry
 from mmengine.config import Config
 from mmengine.hub import get_config
 

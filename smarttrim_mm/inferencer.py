@@ -67,10 +67,11 @@ class TrimResult:
     Attributes:
         images: The image's path, or what it is, in words; of a text about several images, all of them.
         text: What was asked; None: nothing.
-        answer: The likeliest class, by name or as ``'class 3'``, or what was written; None of captions and of pairs.
+        answer: The likeliest class, by name or as ``'class 3'``, or what was written; None of captions, pairs and boxes.
         score: Its probability, 0-1; of a pair for retrieval, the pair's score, any number; None of what was written.
         caption: What a model that writes has written; else None.
-        scores: Probabilities of all classes, fp32 [C]; None of what was written and of pairs.
+        box: Where a model of grounding finds what the text names: left, top, right, bottom in pixels of the image; else None.
+        scores: Probabilities of all classes, fp32 [C]; None of what was written, of pairs and of boxes.
         classes: Names of the classes; None: not known.
         spent: What it took.
     """
@@ -80,6 +81,7 @@ class TrimResult:
     answer: str | None
     score: float | None
     caption: str | None
+    box: tuple[float, ...] | None
     scores: Tensor | None
     classes: tuple[str, ...] | None
     spent: Spent
@@ -89,10 +91,12 @@ class TrimResult:
         """What the model says, in words."""
         if self.caption is not None:
             return self.caption
+        if self.box is not None:
+            return "box " + ", ".join(f"{edge:.1f}" for edge in self.box)
         return f"score {self.score:.2f}" if self.answer is None else self.answer
 
     def best(self, limit: int | None = None) -> list[tuple[str, float]]:
-        """Classes by name with their probabilities, best first; empty of captions and of pairs.
+        """Classes by name with their probabilities, best first; empty of captions, pairs and boxes.
 
         Args:
             limit: Most classes; None: all.
@@ -116,7 +120,7 @@ class TrimResult:
             "tokens": {name: list(counts) for name, counts in self.spent.tokens.items()},
             "heads": {name: list(counts) for name, counts in self.spent.heads.items()},
         }
-        fields = {"text": self.text, "answer": self.answer, "score": self.score, "caption": self.caption}
+        fields = {"text": self.text, "answer": self.answer, "score": self.score, "caption": self.caption, "box": self.box}
         scores = {} if self.scores is None else {"scores": [list(row) for row in self.best(limit)]}
         known = {name: value for name, value in fields.items() if value is not None}
         return {"images": list(self.images), **known, **scores, "spent": spent}
@@ -226,7 +230,11 @@ class TrimInferencer:
         bar = Progress("answering", len(items)) if progress else None
         results: list[TrimResult] = []
         for number, batch in enumerate(loader):
-            answered = self._answer(batch, items[number * batch_size :][:batch_size])
+            own = items[number * batch_size :][:batch_size]
+            try:
+                answered = self._answer(batch, own)
+            except ValueError as error:  # mostly of an image's size, which says nothing about whose it is
+                raise ValueError(f"{error} The images: {_sizes(batch, own)}") from error
             for i, found in enumerate(answered):
                 if vis_dir is not None:
                     self._draw(loader, number * batch_size + i, found, Path(vis_dir))
@@ -266,9 +274,11 @@ class TrimInferencer:
 
     def _said(self, sample: DataSample, i: int) -> dict[str, Any]:
         """What the model says of the i-th text."""
-        said: dict[str, Any] = dict.fromkeys(("answer", "score", "caption", "scores", "classes"))
+        said: dict[str, Any] = dict.fromkeys(("answer", "score", "caption", "box", "scores", "classes"))
         if "scores" in sample:
             return {**said, "score": float(sample.scores[i])}
+        if "pred_bboxes" in sample:  # its scores are of a coordinate's word
+            return {**said, "box": tuple(sample.pred_bboxes[i].tolist())}
         if "pred_caption" in sample:
             return {**said, "caption": sample.pred_caption}
         if "pred_answers" in sample:
@@ -315,6 +325,14 @@ def _spent(record: TrimRecord) -> list[Spent]:
         )
         for i in range(record.samples)
     ]
+
+
+def _sizes(batch: Mapping[str, Any], items: Sequence[GivenItem]) -> str:
+    """The sizes that the pipeline gave images, each with the first that has it."""
+    first: dict[tuple[int, ...], str] = {}
+    for item, pixels in zip(items, batch["inputs"], strict=True):
+        first.setdefault(tuple(pixels.shape[-2:]), ", ".join(item.names))
+    return "; ".join(f"{name} is {width} x {height} pixels" for (height, width), name in first.items())
 
 
 def _class_name(number: int, classes: Sequence[str] | None) -> str:

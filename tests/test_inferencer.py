@@ -330,6 +330,7 @@ def damaged(path: str, tmp_path) -> str:
         (["PICTURE"], [[]], ValueError, r"texts\[0\] is empty"),
         (["PICTURE"], ["a?", "b?"], ValueError, "texts has 2 entries for 1 images"),
         ("PICTURE", [3], TypeError, r"texts\[0\] is a int"),
+        ("PICTURE", ["a?", None], TypeError, r"texts\[0\] has a NoneType; expected a text"),
     ],
 )
 def test_what_does_not_fit_is_refused(make, picture, tmp_path, images, texts, error, match):
@@ -340,6 +341,26 @@ def test_what_does_not_fit_is_refused(make, picture, tmp_path, images, texts, er
 
     with pytest.raises(error, match=match):
         make(VQA)(filled(images), texts)
+
+
+def test_a_truncated_picture_of_pillow_is_named(make, picture, tmp_path):
+    with Image.open(damaged(picture, tmp_path)) as image, pytest.raises(ValueError, match=r"picture of .* cannot be read"):
+        make(VQA)(image, "a?")
+
+
+def test_an_image_of_another_size_is_named(make, weights, picture, tmp_path):
+    """Where the pipeline does not resize, alone and beside others."""
+    pipeline = make(VQA).cfg.test_dataloader.dataset.pipeline
+    steps = [step for step in pipeline if "scale" not in step]
+    assert len(steps) == len(pipeline) - 1
+    inferencer = TrimInferencer(*weights(), cfg_options={"test_dataloader.dataset.pipeline": steps})
+    fitting, other = (str(tmp_path / f"{name}.png") for name in ("fitting", "other"))
+    Image.new("RGB", (32, 32)).save(fitting)
+    Image.new("RGB", (40, 24)).save(other)
+    for images in (other, [fitting, other], [other, fitting]):
+        with pytest.raises(ValueError, match=r"images .*: .*other\.png is 40 x 24 pixels"):
+            inferencer(images, "a?")
+    assert len(inferencer(fitting, "a?")) == 1
 
 
 def test_texts_and_images_are_those_of_the_model(make, picture, weights):

@@ -138,6 +138,9 @@ class GivenData(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
+    def __deepcopy__(self, memo: dict) -> GivenData:
+        return self  # mmengine copies what loaders are made of: pictures and tokenizer once more, for each call
+
     def __getitem__(self, index: int) -> dict:
         """The item as the pipeline packs it.
 
@@ -196,7 +199,7 @@ def _asked(texts: Texts | None, images: int, single: bool, reads_text: bool) -> 
     if isinstance(texts, str):
         return iter([(_checked(texts, "texts"),)] * images)
     given: list[Any] = list(_sequence(texts, "texts"))
-    if single and given and all(isinstance(one, str) for one in given):
+    if single and any(isinstance(one, str) for one in given):
         given = [given]
     if len(given) != images:
         raise ValueError(

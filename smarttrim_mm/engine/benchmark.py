@@ -35,7 +35,7 @@ from smarttrim_mm.layers.record import TrimRecord
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.policies.dense import Dense
-from smarttrim_mm.utils.checkpoint_io import write_atomically
+from smarttrim_mm.utils.checkpoint_io import check_out, write_atomically
 
 HOST, HOST_SDPA, PACKED = "host dense", "host dense, SDPA", "packed dense"
 WARMUP = 3
@@ -253,6 +253,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         FileNotFoundError: If the config or the checkpoint is missing.
     """
     args = parser().parse_args(argv)
+    check_out("--out", args.out)
     _check(args)
     torch.manual_seed(args.seed)
     cfg = read_config(args.config, args.cfg_options)

@@ -20,7 +20,7 @@ from smarttrim_mm.engine.progress import Progress
 from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM, is_right
 from smarttrim_mm.policies.base import Knob
-from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file, write_atomically
+from smarttrim_mm.utils.checkpoint_io import check_out, load_checkpoint_file, write_atomically
 
 MAX_STEPS = 16
 _JUMP = 0.05  # overshoot that deserves a word
@@ -306,6 +306,7 @@ def main(argv: Sequence[str] | None = None) -> Calibration:
         FileNotFoundError: If the config or the checkpoint is missing.
     """
     args = parser().parse_args(argv)
+    check_out("--out", args.out)
     if args.max_batches is not None and args.max_batches < 1:
         raise ValueError(f"--max-batches is {args.max_batches}; expected at least 1, or leave it out for all")
     cfg = read_config(args.config, args.cfg_options)

@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import DictAction
 
 from smarttrim_mm.inferencer import TrimInferencer, TrimResult
-from smarttrim_mm.utils.checkpoint_io import write_atomically
+from smarttrim_mm.utils.checkpoint_io import check_out, write_atomically
 from smarttrim_mm.visualization.cost_bars import unit_of
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> list[TrimResult]:
         raise ValueError(f"--top is {args.top}; expected at least 1")
     if args.list is not None and args.text is not None:
         raise ValueError("--text is given with --list; expected the texts in the list alone")
+    check_out("--out", args.out)
+    check_out("--vis", args.vis, folder=True)
     rows = None if args.list is None else read_rows(args.list)  # before the model, which takes its time
     paths = None if args.image is None else image_files(args.image)
     inferencer = TrimInferencer(args.config, args.checkpoint, args.speedup, args.device, args.cfg_options)
@@ -154,18 +156,24 @@ def read_rows(path: str) -> tuple[list[Any], list[Any] | None]:
         raise FileNotFoundError(f"--list {path!r}: no such file; check the path")
     images: list[Any] = []
     texts: list[Any] = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
+    lines: list[int] = []
+    try:
+        content = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--list {path!r} is no text in UTF-8 ({error}); save it as UTF-8") from error
+    for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
         row = _row(line, f"--list {path!r}, line {number}")
         named = row["image"]
         images.append([str(file.parent / one) for one in named] if isinstance(named, list) else str(file.parent / named))
         texts.append(row.get("text"))
+        lines.append(number)
     if not images:
         raise ValueError(f'--list {path!r} is empty; expected lines such as {{"image": "cat.jpg", "text": "what is it?"}}')
-    missing = [number for number, text in enumerate(texts) if text is None]
+    missing = [number for number, text in zip(lines, texts, strict=True) if text is None]
     if missing and len(missing) < len(texts):
-        raise ValueError(f"--list {path!r}: row {missing[0]} (of {len(texts)}, from 0) has no text, and others have one")
+        raise ValueError(f"--list {path!r}, line {missing[0]} has no text, and others have one; add it, or take all texts out")
     return images, None if missing else texts
 
 
@@ -179,6 +187,10 @@ def _row(line: str, where: str) -> dict[str, Any]:
     names = named if isinstance(named, list) else [named]
     if not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{where} is {line[:80]!r}; {expected}")
+    asked = row.get("text")
+    texts = asked if isinstance(asked, list) else [asked]
+    if asked is not None and not (texts and all(isinstance(text, str) and text.strip() for text in texts)):
+        raise ValueError(f"{where} has the text {asked!r}; expected words, or a list of texts; write it, or take the line out")
     remote = next((name for name in names if "://" in name), None)
     if remote is not None:
         raise ValueError(f"{where} has the image {remote!r}: nothing is downloaded here; fetch the file and give its path")

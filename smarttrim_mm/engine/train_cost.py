@@ -48,7 +48,7 @@ from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
 from smarttrim_mm.optim.autocast import AutocastOptimWrapper
 from smarttrim_mm.policies.dense import Dense
 from smarttrim_mm.registry import MODELS
-from smarttrim_mm.utils.checkpoint_io import write_atomically
+from smarttrim_mm.utils.checkpoint_io import check_out, write_atomically
 from smarttrim_mm.utils.random_inputs import random_targets
 
 PLAIN = "plain"
@@ -339,6 +339,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """
     args = parser().parse_args(argv)
     _check(args)
+    check_out("--out", args.out)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     content: dict[str, Any] = {

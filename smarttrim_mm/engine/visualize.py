@@ -9,6 +9,7 @@ from mmengine.visualization.vis_backend import BaseVisBackend, TensorboardVisBac
 
 from smarttrim_mm.engine.building import build_loader, build_model, read_config
 from smarttrim_mm.engine.progress import Progress
+from smarttrim_mm.utils.checkpoint_io import check_out
 from smarttrim_mm.visualization import findings
 from smarttrim_mm.visualization.curves import Curves, curves_figure, read_curves
 from smarttrim_mm.visualization.findings import gather
@@ -80,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
         ModuleNotFoundError: If TensorBoard is asked for and not installed.
     """
     args = parser().parse_args(argv)
+    check_out("--out", args.out, folder=True)
     if args.num < 1:
         raise ValueError(f"--num is {args.num}; expected at least 1")
     if args.max_inputs < 0:

@@ -160,6 +160,30 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
         partial.unlink(missing_ok=True)  # a full disk, or an interrupt
 
 
+def check_out(argument: str, path: str | os.PathLike | None, *, folder: bool = False) -> None:
+    """Refuses, before any work is done, a path that its results cannot be written to.
+
+    Args:
+        argument: Name of the argument, ``'--out'``.
+        path: What is to be written; None: nothing.
+        folder: Whether it is a folder for files.
+
+    Raises:
+        ValueError: If a folder is in a file's place, or a file in a folder's.
+    """
+    if path is None:
+        return
+    if not folder and Path(path).is_dir():
+        raise ValueError(f"{argument} is {str(path)!r}, a folder; expected the file to write: name one in it")
+    above = Path(path).absolute() if folder else Path(path).absolute().parent
+    while not os.path.lexists(above):
+        above = above.parent
+    if not above.is_dir():
+        raise ValueError(
+            f"{argument} is {str(path)!r}, but {str(above)!r} is a file; expected a folder there: give another path"
+        )
+
+
 @register_backend("atomic_local")
 class AtomicLocalBackend(LocalBackend):
     """mmengine's backend of local files, with writes that cannot be cut in the middle."""

@@ -1,5 +1,6 @@
 """Matplotlib figures without a window: made, turned into pixels, saved; and the colours that all pictures share."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.colors import Colormap, FuncNorm, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
+
+from smarttrim_mm.utils.checkpoint_io import write_atomically
 
 INK, SOFT_INK, GREY = "#222222", "#555555", "#9a9a9a"
 KEPT, OFF = "#1f5fa8", "#e8edf3"
@@ -35,9 +38,10 @@ def render(figure: Figure) -> np.ndarray:
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Writes the figure, a PNG; returns the path."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    """Writes the figure, a PNG, whole or not at all; returns the path."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_atomically(path, content.getvalue())
     return Path(path)
 
 

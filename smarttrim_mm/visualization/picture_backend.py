@@ -1,5 +1,6 @@
 """A backend that writes pictures under their bare names."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ from mmengine.visualization.vis_backend import BaseVisBackend
 from PIL import Image
 
 from smarttrim_mm.registry import VISBACKENDS
+from smarttrim_mm.utils.checkpoint_io import write_atomically
 
 
 @VISBACKENDS.register_module()
 class PictureVisBackend(BaseVisBackend):
     """Writes each picture as ``<save_dir>/<name>.png``; a later step's takes its place. Scalars and configs are left to others.
+    No file is ever half written.
 
     Args:
         save_dir: The folder.
@@ -38,7 +41,8 @@ class PictureVisBackend(BaseVisBackend):
             step: Makes no difference.
             **kwargs: Those of other backends.
         """
-        self._init_env()
         path = Path(self._save_dir) / f"{name}.png"
-        Image.fromarray(image).save(path, optimize=True)
+        content = io.BytesIO()
+        Image.fromarray(image).save(content, "PNG", optimize=True)
+        write_atomically(path, content.getvalue())
         self.written.append(path)

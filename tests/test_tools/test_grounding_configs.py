@@ -9,9 +9,9 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from smarttrim_mm import cli
+from smarttrim_mm import TrimInferencer, cli
 from smarttrim_mm.backbones.mmpretrain_grounding import BlipGrounding
-from smarttrim_mm.engine.building import build_loader
+from smarttrim_mm.engine.building import build_loader, build_model, read_config
 from smarttrim_mm.registry import MODELS
 from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file
 
@@ -95,3 +95,25 @@ def test_boxes_are_those_of_the_files_pixels(small_config):
         assert sample.scale_factor == (1.0, 2.0) and sample.gt_bboxes.tolist() == [[4.0, 2.0, 12.0, 6.0]]
         (left, top, right, bottom), steps = sample.pred_bboxes[0], sample.pred_scores[0]
         assert 0 <= left <= right <= 16 and 0 <= top <= bottom <= 8 and len(steps) == 641
+
+
+def test_an_inferencer_gives_boxes(small_config: Callable[[Path], str], tmp_path: Path) -> None:
+    """In pixels of the file, as a test gives them."""
+    config = small_config(ROOT / "configs" / "blip" / "blip-base_refcoco_smarttrim-2x.py")
+    cfg = read_config(config)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    torch.save({"state_dict": model.state_dict()}, "weights.pth")
+    loader = build_loader(cfg, "test", model)
+    with torch.no_grad():
+        tested = [sample for data in loader for sample in model.test_step(data)]
+    inferencer = TrimInferencer(config, "weights.pth")
+    results = inferencer([sample.img_path for sample in tested], [list(sample.questions) for sample in tested])
+    boxes = torch.cat([sample.pred_bboxes for sample in tested])
+    torch.testing.assert_close(torch.tensor([result.box for result in results]), boxes)
+
+    assert boxes[:, 3].max() <= SIZE / 2, "the file is half as high as what the model sees"
+    for result in results:
+        assert result.answer is None and result.scores is None and not result.best()
+        assert result.said == "box " + ", ".join(f"{edge:.1f}" for edge in result.box)
+        assert result.to_dict()["box"] == result.box

@@ -89,12 +89,22 @@ def test_what_is_wrong_is_told_before_the_model_is_built(files, tmp_path, capsys
         "{": r"line 1 is no JSON",
         '{"image": "a.png"}\n\n{"picture": "b.png"}': r"line 3 is .*picture.*expected an object",
         '{"image": []}': r"line 1 is",
-        '{"image": "a.png", "text": "a?"}\n{"image": "b.png"}': r"row 1 \(of 2, from 0\) has no text",
+        '{"image": "a.png", "text": "a?"}\n{"image": "b.png"}': r"line 2 has no text, and others have one",
+        '\n{"image": "a.png", "text": 5}': r"line 2 has the text 5; expected words",
+        '{"image": "a.png", "text": ["a?", ""]}': r"line 1 has the text \['a\?', ''\]",
+        '{"image": "a.png", "text": []}': r"line 1 has the text \[\]",
         '{"image": ["http://a/b.png", "c.png"]}': r"'http://a/b.png': nothing is downloaded",
     }
     for content, match in wrong.items():
         path.write_text(content)
         refused(ValueError, match, "--list", str(path))
+    path.write_bytes('{"image": "a.png", "text": "é?"}'.encode("latin1"))
+    refused(ValueError, r"list\.jsonl' is no text in UTF-8", "--list", str(path))
+    refused(ValueError, r"--out is .*, a folder; expected the file to write", "--image", one, "--out", str(tmp_path))
+    refused(
+        ValueError, r"--out is .*list\.jsonl' is a file; expected a folder", "--image", one, "--out", str(path / "a" / "b.json")
+    )
+    refused(ValueError, r"--vis is .*list\.jsonl' is a file; expected a folder", "--image", one, "--vis", str(path))
     with pytest.raises(ValueError, match=r"speedup is 3, but .*calibrated\.pth was calibrated to 2: expected"):
         main([*files, "--image", one, "--text", "a?", "--speedup", "3"])
     with pytest.raises(SystemExit):
@@ -106,6 +116,8 @@ def test_paths_of_a_list_start_at_its_folder(tmp_path):
     path = tmp_path / "list.jsonl"
     path.write_text('{"image": ["left.png", "/right.png"], "text": "two cats"}\n')
     assert read_rows(str(path)) == ([[str(tmp_path / "left.png"), "/right.png"]], ["two cats"])
+    path.write_text('{"image": "a.png", "text": null}\n{"image": "b.png"}\n')
+    assert read_rows(str(path)) == ([str(tmp_path / "a.png"), str(tmp_path / "b.png")], None)
 
 
 def test_two_images_a_text(files, tmp_path):

@@ -12,6 +12,7 @@ from smarttrim_mm.utils.checkpoint_io import (
     AtomicLocalBackend,
     CheckpointError,
     UnsafeCheckpointError,
+    check_out,
     load_checkpoint_file,
     newest_checkpoint,
     use_safe_loader,
@@ -150,3 +151,22 @@ def test_writes_whole_or_not_at_all(tmp_path, monkeypatch):
         AtomicLocalBackend().put_text("second", path)
     assert path.read_bytes() == b"first"
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def test_places_that_cannot_be_written_to_are_refused_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    check_out("--out", None)
+    check_out("--out", tmp_path / "new" / "results.json")
+    check_out("--out", tmp_path / "file")
+    check_out("--out", tmp_path, folder=True)
+    check_out("--out", tmp_path / "new" / "folder", folder=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(ValueError, match=r"--out is .*, a folder; expected the file to write"):
+        check_out("--out", tmp_path)
+    for path, folder in (
+        (tmp_path / "file" / "a" / "b.json", False),
+        (tmp_path / "file", True),
+        (tmp_path / "file" / "a", True),
+    ):
+        with pytest.raises(ValueError, match=r"--vis is .*file' is a file; expected a folder there"):
+            check_out("--vis", path, folder=folder)

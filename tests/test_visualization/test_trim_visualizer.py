@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from PIL import Image
 
 from smarttrim_mm.registry import VISUALIZERS
 from smarttrim_mm.visualization import trim_visualizer
+from smarttrim_mm.visualization.figures import new_figure, save
 from smarttrim_mm.visualization.findings import Findings
 from smarttrim_mm.visualization.kept_patches import kept_figure
 from smarttrim_mm.visualization.picture_backend import PictureVisBackend
@@ -53,3 +55,33 @@ def test_without_tensorboard_its_backend_is_refused(tmp_path, monkeypatch, trace
     others = trim_visualizer.TrimVisualizer("b", vis_backends=[PictureVisBackend(str(tmp_path))])
     others.add_figure("kept", kept_figure([trace]))
     assert (tmp_path / "kept.png").is_file()
+
+
+@pytest.mark.parametrize("writer", ["backend", "save"])
+def test_no_picture_is_half_written(tmp_path, monkeypatch, writer):
+    """Interrupted while it is written: the one of before stays, and nothing else is left."""
+    figure = new_figure(1, 1)
+
+    def write():
+        if writer == "save":
+            save(figure, tmp_path / "kept.png")
+        else:
+            PictureVisBackend(str(tmp_path)).add_image("kept", np.zeros((4, 4, 3), np.uint8))
+
+    write()
+    before = (tmp_path / "kept.png").read_bytes()
+
+    def interrupted(picture, target, *args, **kwargs):
+        if isinstance(target, str | Path):
+            Path(target).write_bytes(b"half")
+        else:
+            target.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        type(figure) if writer == "save" else Image.Image, "savefig" if writer == "save" else "save", interrupted
+    )
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.png"]
+    assert (tmp_path / "kept.png").read_bytes() == before

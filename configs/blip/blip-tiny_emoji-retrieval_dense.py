@@ -58,5 +58,8 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, end=100),
     dict(type="CosineAnnealingLR", by_epoch=False, begin=100, T_max=max_iters - 100, eta_min=0.0),
 ]
-# the temperature is a bare parameter, which nothing bounds: at the rate of the rest it falls to nothing within 70 steps
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys={"host.temp": dict(lr_mult=0.02, decay_mult=0.0)}))
+# The temperature is a bare parameter, which nothing bounds: at the rate of the rest it falls to nothing within 70 steps.
+# mmpretrain's model and its head share it.
+optim_wrapper = dict(
+    paramwise_cfg=dict(bypass_duplicate=True, custom_keys={"host.temp": dict(lr_mult=0.02, decay_mult=0.0)}),
+)

@@ -31,7 +31,8 @@ from smarttrim_mm.models.all_pairs import score_pairs
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
 from smarttrim_mm.registry import DATASETS
 from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file
-from smarttrim_mm.visualization.kept_patches import draw_kept
+from smarttrim_mm.visualization.figures import save
+from smarttrim_mm.visualization.findings import pair_figures
 from smarttrim_mm.visualization.traces import trace_pairs
 
 Images = Picture | Sequence[Picture] | Sequence[Sequence[Picture]]
@@ -205,7 +206,8 @@ class TrimInferencer:
             batch_size: Images that run at once, each with its texts; answers do not depend on it.
             progress: Whether a bar shows the time left.
             channel_order: Of arrays: ``'rgb'`` or ``'bgr'``.
-            vis_dir: Folder for a picture of what was kept of each image, ``0000_NAME.png``; None: none.
+            vis_dir: Folder for pictures of what was kept of each image, and by which scores, ``0000_NAME_pruned_patches.png``,
+                ``_keep_scores``, ``_head_map`` and ``_head_scores`` as far as the policy decides so; None: none.
 
         Returns:
             A result for each text of each image, in the order of the images and then of their texts.
@@ -290,7 +292,8 @@ class TrimInferencer:
         ]
         name = results[0].images[0]
         stem = Path(name).stem if Path(name).is_file() else "picture"
-        draw_kept(traces, folder / f"{index:04d}_{stem}.png", f"{type(self.model.policy).__name__}: what is left at each layer")
+        for kind, figure in pair_figures(type(self.model.policy).__name__, traces).items():
+            save(figure, folder / f"{index:04d}_{stem}_{kind}.png")
 
 
 def _spent(record: TrimRecord) -> list[Spent]:

@@ -56,6 +56,28 @@ class TextTargets:
 
 
 @dataclass(frozen=True)
+class BoxTargets:
+    """The boxes that texts point at, whose coordinates a decoder should give one after the other.
+
+    Attributes:
+        boxes: Centre x, centre y, width and height, as shares of the image's width and height, float [G, 4].
+    """
+
+    boxes: Tensor
+
+    def bins(self, count: int) -> Tensor:
+        """Numbers of the coordinates among ``count`` even steps from 0 to 1, rounded down, long [G, 4]."""
+        return (self.boxes * (count - 1)).long()
+
+    def to(self, device: torch.device | str) -> BoxTargets:
+        """The same boxes on another device."""
+        return BoxTargets(self.boxes.to(device))
+
+
+Targets = Tensor | TextTargets | BoxTargets | PairTargets
+
+
+@dataclass(frozen=True)
 class VLMInputs:
     """A batch of image-text pairs; several texts may share one image, and several images one text.
 
@@ -67,8 +89,8 @@ class VLMInputs:
         text_mask: True at real tokens, bool [Q, T].
         special_mask: True at tokens that no policy may drop (``<s>``, ``</s>``), bool [Q, T].
         sample_ids: Stable identity of each pair, long [B].
-        targets: Class indices, long [G], or soft targets, float [G, C], or texts for a decoder, or what a training of retrieval
-            compares; None where unknown.
+        targets: Class indices, long [G], or soft targets, float [G, C], or texts or boxes for a decoder, or what a training of
+            retrieval compares; None where unknown.
         text_index: Which text each pair reads, long [B]; None: each has its own, in order.
         text_ids: Stable identity of each text, long [Q]; None: that of its pair.
         pairs_per_sample: Consecutive pairs that are answered together, G = B / pairs_per_sample: the two images of a sentence
@@ -84,7 +106,7 @@ class VLMInputs:
     text_mask: Tensor
     special_mask: Tensor
     sample_ids: Tensor
-    targets: Tensor | TextTargets | PairTargets | None = None
+    targets: Targets | None = None
     text_index: Tensor | None = None
     text_ids: Tensor | None = None
     pairs_per_sample: int = 1
@@ -104,7 +126,7 @@ class VLMInputs:
 
     def to(self, device: torch.device | str) -> VLMInputs:
         """The same batch on another device."""
-        kinds = (Tensor, TextTargets)
+        kinds = (Tensor, TextTargets, BoxTargets)
         moved: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, kinds)}
         return replace(self, **moved)
 
@@ -177,9 +199,11 @@ class VLMInputs:
         )
 
 
-def _select(targets: Tensor | TextTargets | PairTargets | None, samples: Tensor) -> Tensor | TextTargets | None:
+def _select(targets: Targets | None, samples: Tensor) -> Tensor | TextTargets | BoxTargets | None:
     if isinstance(targets, PairTargets):
         raise ValueError("targets are those of a training step of retrieval, which belong to its whole batch; select before it")
     if isinstance(targets, TextTargets):
         return targets.select(samples)
+    if isinstance(targets, BoxTargets):
+        return BoxTargets(targets.boxes[samples])
     return None if targets is None else targets[samples]

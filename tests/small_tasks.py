@@ -1,5 +1,6 @@
 """Small models of every task on data sets in the official formats, for tools that take any config."""
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from mmengine.config import Config
 
 from smarttrim_mm.backbones.lavis import LavisBackbone
 from smarttrim_mm.backbones.meter import METER
+from smarttrim_mm.backbones.mmpretrain import MMPretrainBackbone
 from smarttrim_mm.engine.building import build_model, read_config
 from smarttrim_mm.testing import excite
 
@@ -25,6 +27,22 @@ _METER = METER.small_configs()
 def _lavis(arch: str, **changes: Any) -> dict[str, Any]:
     found = next(case for case in LavisBackbone.small_configs().values() if case["arch"] == arch)
     return {**found, **changes, "text": {**found["text"], **_AS_WORDS, "vocab_size": 38}}  # [DEC] and [ENC] come last
+
+
+def _mmpretrain(kind: str, **changes: Any) -> dict[str, Any]:
+    """Of mmpretrain's BLIP, with the ids of the tokenizer here."""
+    cases = MMPretrainBackbone.small_configs().values()
+    found = copy.deepcopy(next(case for case in cases if case["model"]["type"] == kind))
+
+    def walk(section: Mapping[str, Any]) -> None:
+        for value in section.values():
+            if isinstance(value, dict):
+                if "vocab_size" in value:
+                    value.update(_AS_WORDS, vocab_size=38)
+                walk(value)
+
+    walk(found["model"])
+    return {**found, **changes, "model": {**found["model"], **changes.get("model", {})}}
 
 
 def _write_flickr(root: Path) -> Path:
@@ -44,6 +62,27 @@ TASKS: dict[str, tuple[dict[str, Any], tuple[Callable[[Path], Path], Mapping[str
     "BLIP retrieval": (_lavis("blip_retrieval"), _FLICKR),
     "ALBEF retrieval": (_lavis("albef_retrieval"), _FLICKR),
     "BLIP-2 retrieval": (_lavis("blip2_qformer", ranks_texts=True), _FLICKR),
+    "mmpretrain VQA": (_mmpretrain("BlipVQA", answers=official_files.VQA_CLASSES, tokenizer=TOKENIZER), _VQA),
+    "mmpretrain VQA, written": (
+        _mmpretrain(
+            "BlipVQA",
+            answers=official_files.VQA_CLASSES,
+            tokenizer=TOKENIZER,
+            generation={"num_beams": 2, "max_length": 8, "min_length": 4},
+        ),
+        _VQA,
+    ),
+    "mmpretrain NLVR2": (_mmpretrain("BlipNLVR"), _NLVR2),
+    "mmpretrain retrieval": (_mmpretrain("BlipRetrieval"), _FLICKR),
+    "mmpretrain captions": (
+        _mmpretrain(
+            "BlipCaption",
+            model={"prompt": "a picture of"},
+            tokenizer=TOKENIZER,
+            generation={"num_beams": 2, "max_length": 10, "min_length": 6},
+        ),
+        (official_files.write_coco_captions, {"type": "COCOKarpathyCaption", "split": "test"}),
+    ),
     "BLIP captions": (
         _lavis(
             "blip_caption",

@@ -1,5 +1,6 @@
 """Texts that reach a host model as token ids."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import BatchEncoding
 from smarttrim_mm.datasets.tokenizers import Tokenizer
 
 _LONGEST = 32  # tokens of a prompt
+_UNUSED, _UNUSED_BEFORE = 994, 99  # of bert-base-uncased: how many, and of these before [UNK], [CLS], [SEP] and [MASK]
 
 
 def encoding(input_ids: Tensor, mask: Tensor) -> BatchEncoding:
@@ -70,3 +72,30 @@ class PromptTokens(GivenTokens):
         if isinstance(text, BatchEncoding):
             return super().__call__(text, **kwargs)
         return BatchEncoding({"input_ids": list(self.prompt)})
+
+
+class CoordinateTokens(GivenTokens):
+    """Knows the ids of tokens that bert-base-uncased's vocabulary leaves unused: detectors write coordinates by them."""
+
+    def convert_tokens_to_ids(self, tokens: Sequence[str]) -> list[int]:
+        """Ids of tokens ``[unused0]`` to ``[unused993]``.
+
+        Raises:
+            ValueError: If a token is another one, or the vocabulary ends before it.
+        """
+        return [self._id(token) for token in tokens]
+
+    def _id(self, token: str) -> int:
+        found = re.fullmatch(r"\[unused(\d+)\]", token)
+        number = int(found[1]) if found else _UNUSED
+        if number >= _UNUSED:
+            raise ValueError(
+                f"{token!r} is no token that BERT's vocabulary leaves unused; expected [unused0] to [unused{_UNUSED - 1}]"
+            )
+        place = number + (1 if number < _UNUSED_BEFORE else 5)  # [PAD] is before them, and four more amid them
+        if place >= self.bos_token_id:
+            raise ValueError(
+                f"vocab_size is {self.vocab_size}, and {token} is number {place} of BERT's vocabulary; expected the whole "
+                "vocabulary with [DEC] and [ENC], 30524"
+            )
+        return place

@@ -326,7 +326,7 @@ class BlipRetrieval(TwiceReadRetriever, MMPretrainBlip):
 
 def _small_vit(layers: int, **options: Any) -> dict[str, Any]:
     """Config of a small image encoder for tests."""
-    arch = {"embed_dims": 24, "num_layers": layers, "num_heads": 4, "feedforward_channels": 40}
+    arch = {"embed_dims": 24, "num_layers": layers, "num_heads": 4, "feedforward_channels": 96}
     return {"type": "VisionTransformer", "arch": arch, "img_size": 16, "patch_size": 4, "out_type": "raw", **options}
 
 

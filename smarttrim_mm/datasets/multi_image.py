@@ -25,7 +25,16 @@ _AS_THEY_ARE = (
     "answer_weights",
 )
 # mmpretrain's own fields, which its metrics read
-_MMPRETRAIN = ("text", "question_id", "gt_answer", "gt_answer_weight", "gt_caption", "gt_text_id", "gt_image_id")
+_MMPRETRAIN = (
+    "text",
+    "question_id",
+    "gt_answer",
+    "gt_answer_weight",
+    "gt_caption",
+    "gt_text_id",
+    "gt_image_id",
+    "scale_factor",
+)
 _TENSORS = {
     "question_ids": torch.long,
     "targets": torch.long,
@@ -111,7 +120,8 @@ class PackVLInputs(BaseTransform):
             ``gt_answers``, ``answer_types``, ``identifiers``, ``answer_ids``, ``answer_weights``, ``question_ids`` (long [Q]),
             ``targets`` (long) and ``soft_targets`` (float [Q, C]) that the record has; and, of a data set of mmpretrain, of
             its own fields, with ``gt_label`` (long [1]) and ``gt_bboxes`` (float [1, 4]: left, top, right, bottom in pixels
-            of the packed image, if every step before knows of boxes).
+            of the packed image, if every step before knows of boxes) and ``scale_factor`` (how much wider and
+            higher that is than the file, two factors).
 
         Raises:
             ValueError: If the images differ in size.

@@ -20,10 +20,11 @@ class AnswerDump(BaseMetric):
         answers: After the evaluation, on the main process: dicts with ``question_id``, ``image_id``, ``question``,
             ``prediction`` (a class index; ``predicted_answer`` its name, where the data set names its classes), ``score``
             (its probability, 0-1), and where known ``answer`` (of several people's, the most frequent), ``identifier`` (of
-            NLVR2) and ``multiply_adds``. Of captions, ``predicted_answer`` is the caption, and ``references`` those of people;
-            there is no ``prediction`` and no ``score``. Of retrieval, one an image: ``image_id``, and ``text_ids`` and
-            ``scores`` of the ten best texts that were scored, best first. Of mmpretrain's classifiers, one an image, without
-            a question: ``image_id`` (its ``sample_idx``), ``image`` (its file) and the rest.
+            NLVR2) and ``multiply_adds``. Of phrases, also ``predicted_box`` and ``box`` (left, top, right, bottom in pixels),
+            and ``prediction`` is of the first coordinate. Of captions, ``predicted_answer`` is the caption, and ``references``
+            those of people; there is no ``prediction`` and no ``score``. Of retrieval, one an image: ``image_id``, and
+            ``text_ids`` and ``scores`` of the ten best texts that were scored, best first. Of mmpretrain's
+            classifiers, one an image, without a question: ``image_id`` (its ``sample_idx``), ``image`` (its file) and the rest.
     """
 
     default_prefix = "answers"
@@ -83,6 +84,9 @@ class AnswerDump(BaseMetric):
                     record["answer"] = answer
                 if "identifiers" in sample:
                     record["identifier"] = sample["identifiers"][i]
+                for name, field in (("predicted_box", "pred_bboxes"), ("box", "gt_bboxes")):
+                    if field in sample:
+                        record[name] = sample[field][i].tolist()
                 if spent is not None:
                     record["multiply_adds"] = float(spent[i])
                 records.append(record)

@@ -63,7 +63,8 @@ class MMPretrainMetric(BaseMetric):
         Args:
             size: Items of the data set.
         """
-        return self.metric.evaluate(size)
+        found = self.metric.evaluate(size)  # a tensor cannot be written to a file of metrics
+        return {name: float(value) if isinstance(value, torch.Tensor) else value for name, value in found.items()}
 
     def _translated(self, sample: dict) -> dict:
         name = type(self.metric).__name__

@@ -146,6 +146,7 @@ class Execution:
         padded: int,
         done: Tensor | None = None,
         after: bool = False,
+        beside: Mapping[str, TokenStream] | None = None,
     ) -> None:
         """Records a run of a host's decoder, whose texts read a stream whole.
 
@@ -159,7 +160,9 @@ class Execution:
             padded: Tokens of each text as the decoder runs it, padding included.
             done: True at texts that were finished before the others: executed, but not needed, bool [A]; None: none.
             after: Whether the texts come after the stream and attend to it with themselves, by keys and values made of it.
+            beside: Further streams, by name, padded each and read as one with the stream; None: none.
         """
+        others = beside or {}
         ((stream, views),) = layers.items()
         n = lengths.float()
         without, with_one = (
@@ -169,6 +172,7 @@ class Execution:
             without, with_one = without * ~done, with_one * ~done
         none = n.new_zeros(memory.layout.batch_size)
         fixed, per_memory = none.index_add(0, index, without), none.index_add(0, index, with_one - without)
-        held = memory.layout.counts()[index].max()
+        held = torch.stack([each.layout.counts()[index].max() for each in (memory, *others.values())]).sum()
         executed = len(n) * int(decoder_multiply_adds(views, stream, torch.full_like(held, padded), held, per_token, after))
         self.record.entries.append(LinearRecord(name, stream, memory.layout, per_memory, executed, fixed=fixed))
+        self.record.entries += [LinearRecord(name, other, each.layout, per_memory, 0) for other, each in others.items()]

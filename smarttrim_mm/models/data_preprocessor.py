@@ -9,7 +9,8 @@ from mmpretrain.structures import DataSample
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from smarttrim_mm.inputs import TextTargets, VLMInputs
+from smarttrim_mm.inputs import BoxTargets, Targets, TextTargets, VLMInputs
+from smarttrim_mm.ops.boxes import centres
 from smarttrim_mm.registry import MODELS
 
 
@@ -68,15 +69,15 @@ class VisionLanguagePreprocessor(BaseDataPreprocessor):
                 ``data_samples``, a list of as many `DataSample`, as the pipelines' last step and mmengine's
                 ``pseudo_collate`` make them.
             training: Whether ``rank_texts`` acts (in evaluation each text is a sample of its own), and whether the targets are
-                the answers' token ids, where the samples have them (in evaluation they are classes).
+                the answers' token ids, or boxes, where the samples have them (in evaluation they are classes).
 
         Returns:
             ``inputs``, a `VLMInputs` on the model's device, and ``data_samples`` as they came. An item of K images gives K
             consecutive pairs for each of its texts, which make one sample.
 
         Raises:
-            ValueError: If the images differ in size or number, the token ids do not fit ``pad_id`` and ``special_ids``, or
-                the items have unequal numbers of texts to rank.
+            ValueError: If the images differ in size or number, the token ids do not fit ``pad_id`` and ``special_ids``, the
+                items have unequal numbers of texts to rank, or boxes are not one a text or not inside their images.
         """
         images, samples = data["inputs"], data["data_samples"]
         sizes = {tuple(image.shape) for image in images}
@@ -97,7 +98,7 @@ class VisionLanguagePreprocessor(BaseDataPreprocessor):
             image_index=self._move(image_index) if shared else None,
             image_ids=self._move(_every(torch.tensor([sample.image_id for sample in samples]), each)),
             sample_ids=self._move(_every(question_ids, each)),
-            targets=self._answers(samples) if training and self._generates(samples) else self._targets(samples),
+            targets=self._to_give(samples, pixels.shape[-2:], len(question_ids)) if training else self._targets(samples),
             text_index=self._move(torch.arange(len(question_ids)).repeat_interleave(each)) if each > 1 else None,
             text_ids=self._move(question_ids) if each > 1 else None,
             pairs_per_sample=each * (self._ranked(counts) if self.rank_texts and training else 1),
@@ -129,9 +130,27 @@ class VisionLanguagePreprocessor(BaseDataPreprocessor):
             sample_ids=self._move(text_ids),
         )
 
-    @staticmethod
-    def _generates(samples: Sequence[DataSample]) -> bool:
-        return all("answer_ids" in sample for sample in samples)
+    def _to_give(self, samples: Sequence[DataSample], size: torch.Size, texts: int) -> Targets | None:
+        """What a decoder should give, where the samples have it, else classes."""
+        if all("answer_ids" in sample for sample in samples):
+            return self._answers(samples)
+        if all("gt_bboxes" in sample for sample in samples):
+            return self._boxes(samples, size, texts)
+        return self._targets(samples)
+
+    def _boxes(self, samples: Sequence[DataSample], size: torch.Size, texts: int) -> BoxTargets:
+        """The boxes of the texts."""
+        height, width = size
+        boxes = torch.cat([torch.as_tensor(sample.gt_bboxes, dtype=torch.float32) for sample in samples])
+        inside = (boxes >= 0).all(1) & (boxes[:, :2] <= boxes[:, 2:]).all(1) & (boxes[:, 2] <= width) & (boxes[:, 3] <= height)
+        if len(boxes) != texts or not inside.all():
+            wrong = [box for box, fits in zip(boxes.tolist(), inside, strict=True) if not fits]
+            raise ValueError(
+                f"{len(boxes)} gt_bboxes for {texts} texts, and {wrong} (left, top, right, bottom) not in an image of {height} "
+                f"x {width} pixels: expected one box a text, inside; let the pipeline have only steps that move boxes with the "
+                "image, such as mmpretrain.Resize"
+            )
+        return BoxTargets(self._move(centres(boxes / boxes.new_tensor([width, height, width, height]))))
 
     def _answers(self, samples: Sequence[DataSample]) -> TextTargets:
         """The answers of the questions, as texts that a decoder should give."""

@@ -11,14 +11,14 @@ from mmengine.model import BaseModel
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from smarttrim_mm.inputs import TextTargets, VLMInputs
+from smarttrim_mm.inputs import BoxTargets, Targets, TextTargets, VLMInputs
 from smarttrim_mm.layers.execution import Execution, Kind
 from smarttrim_mm.layers.record import TrimRecord
 from smarttrim_mm.losses.budget import BudgetLoss
 from smarttrim_mm.losses.distillation import SelfDistillation
 from smarttrim_mm.models.checkpoint import check_state_dict, load_backbone
 from smarttrim_mm.models.predictions import answers_of, write_scores
-from smarttrim_mm.pairs import PairLogits, PairTargets, parts_of
+from smarttrim_mm.pairs import PairLogits, parts_of
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.policies.dense import Dense
 from smarttrim_mm.registry import MODELS, POLICIES
@@ -34,8 +34,8 @@ class TrimmedVLM(BaseModel):
     Args:
         backbone: The host model, config of ``MODELS``, or built.
         policy: Who decides, config of ``POLICIES``.
-        task_loss: Loss on logits and targets, or several, by names with ``'loss'``. With a method ``prepare(backbone, inputs)``
-            it says at each step what the targets are.
+        task_loss: Loss on logits and targets, or several, by names with ``'loss'``, and numbers to log. With a method
+            ``prepare(backbone, inputs)`` it says at each step what the targets are.
         distillation: Loss on trimmed and dense logits, see
             :class:`~smarttrim_mm.losses.distillation.SelfDistillation`; None: no dense pass.
         budget: Loss on the record of what was kept; None: none.
@@ -117,7 +117,7 @@ class TrimmedVLM(BaseModel):
         if self.distillation is not None and teacher is not None:
             losses["loss_distill"] = self.distillation(logits, teacher)
             if self.distillation.dense_task_weight:
-                dense = torch.stack([*self._task_losses(teacher, inputs).values()]).sum()
+                dense = torch.stack([v for k, v in self._task_losses(teacher, inputs).items() if "loss" in k]).sum()
                 losses["loss_dense_task"] = self.distillation.dense_task_weight * dense
         if self.budget is not None:
             losses |= self.budget(record)
@@ -217,16 +217,18 @@ class TrimmedVLM(BaseModel):
         check_state_dict(self, state_dict, prefix)
 
 
-def is_right(logits: Tensor | PairLogits, targets: Tensor | TextTargets | PairTargets | None) -> Tensor:
+def is_right(logits: Tensor | PairLogits, targets: Targets | None) -> Tensor:
     """Whether the highest of the logits [G, C] is the target's, or a best one of soft targets.
 
     Returns:
-        bool [G]; [K] of tokens, [3 B] of the pairs of a training of retrieval.
+        bool [G]; [K] of tokens, [4 G] of the coordinates of boxes, [3 B] of the pairs of a training of retrieval.
     """
     if isinstance(logits, PairLogits):
         return logits.right()
-    assert isinstance(targets, Tensor | TextTargets)
+    assert isinstance(targets, Tensor | TextTargets | BoxTargets)
     predicted = logits.argmax(-1)
+    if isinstance(targets, BoxTargets):
+        return predicted == targets.bins(logits.shape[-1]).flatten()
     if isinstance(targets, TextTargets):
         return predicted == targets.tokens
     if targets.dim() == 1:
@@ -235,9 +237,7 @@ def is_right(logits: Tensor | PairLogits, targets: Tensor | TextTargets | PairTa
     return (targets.gather(-1, predicted.unsqueeze(-1)).squeeze(-1) == best) & (best > 0)
 
 
-def _scalars(
-    logits: Tensor | PairLogits, targets: Tensor | TextTargets | PairTargets | None, record: TrimRecord
-) -> dict[str, Tensor]:
+def _scalars(logits: Tensor | PairLogits, targets: Targets | None, record: TrimRecord) -> dict[str, Tensor]:
     with torch.no_grad():
         decided, dense = record.multiply_adds().mean(), record.dense_multiply_adds().mean()
         return {

@@ -6,6 +6,7 @@ from textwrap import wrap
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from smarttrim_mm.visualization.figures import GREY, INK, KEPT, SOFT_INK, bare, new_figure
 from smarttrim_mm.visualization.survey import Survey
@@ -70,6 +71,7 @@ def _draw_shares(panel: Axes, survey: Survey) -> None:
     panel.set_ylim(0, 1.18 * max(counts.max(), 1))
     panel.set_xlabel("multiply-adds of an input as a share of the dense model's", fontsize=9)
     panel.set_ylabel(f"inputs, of {len(survey.pairs):,}", fontsize=9)
+    panel.yaxis.set_major_locator(MaxNLocator(integer=True))
     panel.tick_params(labelsize=8, colors=SOFT_INK)
     panel.grid(axis="y", color="#e6e6e6", linewidth=0.6)
     panel.set_axisbelow(True)

@@ -70,13 +70,28 @@ def gather(
 
 def figures_of(findings: Findings) -> dict[str, Figure]:
     """The figures by name; those of heads and scores only if the policy decides on heads, and has scores."""
-    traces, policy, survey = findings.traces, findings.policy, findings.survey
+    policy, survey = findings.policy, findings.survey
+    figures = pair_figures(policy, findings.traces, survey)
+    figures[COMPUTE] = compute_figure(survey, findings.cheapest, findings.dearest, f"{policy}: compute of each input")
+    return figures
+
+
+def pair_figures(policy: str, traces: Sequence[PairTrace], survey: Survey | None = None) -> dict[str, Figure]:
+    """The figures of single inputs by name: what is kept, and by which scores.
+
+    Args:
+        policy: Name of the policy.
+        traces: The inputs.
+        survey: Gives the shares of heads over many inputs; None: only those of these inputs are drawn.
+    """
     figures = {PATCHES: kept_figure(traces, f"{policy}: what is left at each layer")}
     if has_scores(traces):
         figures[SCORES] = scores_figure(traces, f"{policy}: why it stays")
-    if survey.heads:
-        figures[HEADS] = heads_figure(traces, survey.heads, len(survey.pairs), f"{policy}: which heads run")
+    title = f"{policy}: which heads run"
+    if survey is not None and survey.heads:
+        figures[HEADS] = heads_figure(traces, survey.heads, len(survey.pairs), title)
+    elif survey is None and any(trace.heads for trace in traces):
+        figures[HEADS] = heads_figure(traces, title=title)
     if any(trace.scores.heads for trace in traces):
         figures[HEAD_SCORES] = head_scores_figure(traces, f"{policy}: why heads run")
-    figures[COMPUTE] = compute_figure(survey, findings.cheapest, findings.dearest, f"{policy}: compute of each input")
     return figures

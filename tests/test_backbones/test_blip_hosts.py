@@ -13,7 +13,6 @@ from smarttrim_mm.registry import MODELS
 from smarttrim_mm.testing import excite, random_inputs
 
 CASES = {case["model"]["type"]: case for case in MMPretrainBackbone.small_configs().values()}
-MLP = {"feedforward_channels": 96}
 SIZES = {**small(2), "vision": {**small(2)["vision"], "drop_path_rate": 0.0}}
 LAVIS = {
     "BlipVQA": {"arch": "blip_vqa", **SIZES, "answers": SMALL_ANSWERS},
@@ -64,11 +63,9 @@ def converted(kind, weights):
     return found
 
 
-def with_wide_mlp(model):
-    """LAVIS's ViT has MLPs of four times the width."""
+def without_drop_path(model):
     name = "vision_encoder" if "vision_encoder" in model else "vision_backbone"
-    vision = {**model[name], "drop_path_rate": 0.0}
-    return {**model, name: {**vision, "arch": {**vision["arch"], **MLP}}}
+    return {**model, name: {**model[name], "drop_path_rate": 0.0}}
 
 
 def both(kind, **others):
@@ -77,7 +74,7 @@ def both(kind, **others):
         {"type": "TrimmedVLM", "backbone": {"type": "LavisBackbone", **LAVIS[kind], **others}, "policy": policy}
     )
     case = {key: value for key, value in CASES[kind].items() if key != "text_first"}
-    backbone = {**case, "model": with_wide_mlp(case["model"]), **others}
+    backbone = {**case, "model": without_drop_path(case["model"]), **others}
     mmpretrain = MODELS.build({"type": "TrimmedVLM", "backbone": backbone, "policy": policy})
     excite(lavis.backbone)
     excite(lavis.policy)

@@ -3,9 +3,12 @@
 import copy
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import mmpretrain
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.runner.checkpoint import save_checkpoint
 from mmpretrain.registry import MODELS as HOSTS
 from mmpretrain.structures import DataSample
@@ -16,7 +19,7 @@ from smarttrim_mm.inputs import TextTargets, VLMInputs
 from smarttrim_mm.models.all_pairs import PairScorer
 from smarttrim_mm.models.top_pairs import TopPairScorer
 from smarttrim_mm.registry import MODELS
-from smarttrim_mm.testing import excite
+from smarttrim_mm.testing import excite, random_inputs
 
 CASES = {case["model"]["type"]: case for case in MMPretrainBackbone.small_configs().values() if "Blip" in case["model"]["type"]}
 WORDS = [f"w{i}" for i in range(113)]
@@ -369,3 +372,37 @@ def test_guidance_by_a_text_that_is_not_there():
 def test_unknown_models_have_a_suggestion():
     with pytest.raises(KeyError, match=r"'BlipVqa' is not registered as a backbone for a model of mmpretrain.*'BlipVQA'"):
         MODELS.build({"type": "MMPretrainBackbone", "model": {"type": "BlipVqa"}})
+
+
+# ---- at native size, by mmpretrain's own config files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", [{"type": "Dense"}, {"type": "SmartTrim", "stable_init": False}], ids=lambda p: p["type"])
+@pytest.mark.parametrize(
+    ("task", "others"),
+    [
+        ("vqa", {"answers": [[101, 2000 + i, 3000 + i, 102] for i in range(8)], "text_first": True}),
+        ("nlvr", {"text_first": True}),
+        ("caption", {"tokenizer": {"type": "WordTokenizer", "words": ["a", "picture", "of"]}}),
+        ("retrieval", {}),
+    ],
+)
+def test_invariants_at_native_size(task, others, policy):
+    """Dense equals mmpretrain's own modules, and masked equals packed, with random weights."""
+    path = Path(mmpretrain.__file__).parent / ".mim" / "configs" / "blip" / f"blip-base_8xb32_{task}.py"
+    host = Config.fromfile(path).model
+    backbone = {"type": "MMPretrainBackbone", "model": host, **others}
+    model = MODELS.build({"type": "TrimmedVLM", "backbone": backbone, "policy": policy}).eval()
+    inputs = random_inputs(model.backbone.input_format, [30, 12], [0, 0])
+    with torch.no_grad():
+        (masked, record), (packed, _) = model.trace(inputs, "masked"), model.trace(inputs, "packed")
+        compared = {"masked": masked}
+        if policy["type"] == "Dense":
+            compared["mmpretrain's own"] = model.host_forward(inputs)
+        else:
+            assert (record.multiply_adds() < 0.75 * record.dense_multiply_adds()).all()
+    differences = ", ".join(f"{float((packed - other).abs().max()):.1e} from {name}" for name, other in compared.items())
+    print(f"\n{host.type}, {policy['type']}: {differences}")  # for docs/mmpretrain.md, with -s
+    for other in compared.values():
+        torch.testing.assert_close(packed, other, atol=1e-4, rtol=0)

@@ -136,3 +136,34 @@ def test_answers_are_texts_in_training_and_classes_in_evaluation():
     chosen = texts.select(torch.tensor([1, 0]))
     assert chosen.tokens.tolist() == [8, 9, 2, 7, 2, 7, 2] and chosen.sample.tolist() == [0, 0, 1]
     assert VisionLanguagePreprocessor()(data, training=False)["inputs"].targets.tolist() == [4, 4, 2]
+
+
+def boxed(image_id: int, *boxes: list[float]) -> dict:
+    one = item(image_id, [[0, 5, 2]] * max(1, len(boxes)), size=(4, 8), targets=False)
+    one["data_samples"].set_field(torch.tensor(boxes), "gt_bboxes")
+    return one
+
+
+def test_boxes_become_shares_of_the_image():
+    """In training only: in evaluation a box is written without them."""
+    data = batch(boxed(0, [0.0, 1.0, 4.0, 2.0], [8.0, 4.0, 8.0, 4.0]), boxed(1, [0.0, 0.0, 8.0, 4.0]))
+    targets = VisionLanguagePreprocessor()(data, training=True)["inputs"].targets
+    assert targets.boxes.tolist() == [[0.25, 0.375, 0.5, 0.25], [1.0, 1.0, 0.0, 0.0], [0.5, 0.5, 1.0, 1.0]]
+    inputs = VisionLanguagePreprocessor()(data, training=True)["inputs"]
+    assert inputs.select(torch.tensor([2])).targets.boxes.tolist() == [[0.5, 0.5, 1.0, 1.0]]
+    assert inputs.to("meta").targets.boxes.is_meta
+    assert VisionLanguagePreprocessor()(data)["inputs"].targets is None
+
+
+@pytest.mark.parametrize("box", [[0, 0, 9, 2], [0, 0, 2, 5], [-1, 0, 2, 2], [3, 0, 2, 2], [0, 3, 2, 2]])
+def test_boxes_outside_their_images_are_refused(box):
+    with pytest.raises(ValueError, match=r"not in an image of 4 x 8 pixels: expected one box a text"):
+        VisionLanguagePreprocessor()(batch(boxed(0, list(map(float, box)))), training=True)
+
+
+def test_boxes_are_one_a_text():
+    one = boxed(0, [0.0, 0.0, 1.0, 1.0])
+    one["data_samples"].set_field([[0, 5, 2], [0, 6, 2]], "input_ids")
+    one["data_samples"].set_field(torch.arange(2), "question_ids")
+    with pytest.raises(ValueError, match="1 gt_bboxes for 2 texts"):
+        VisionLanguagePreprocessor()(batch(one), training=True)

@@ -4,14 +4,10 @@ from smarttrim_mm import compat  # noqa: F401, I001  (first: torchvision must fi
 
 from typing import TYPE_CHECKING, Any
 
-from mmengine.config.utils import MODULE2PACKAGE
-
 from smarttrim_mm.version import __version__
 
 if TYPE_CHECKING:
     from smarttrim_mm.inferencer import TrimInferencer
-
-MODULE2PACKAGE[__name__] = __name__  # mmengine reads `PACKAGE::CONFIG` from the packages of this list only
 
 __all__ = ["TrimInferencer", "__version__"]
 

@@ -12,8 +12,10 @@ from types import ModuleType
 from typing import Any
 
 from mmengine import registry as _mm
+from mmengine.config.utils import MODULE2PACKAGE
 
 _SCOPE = "smarttrim_mm"
+MODULE2PACKAGE[_SCOPE] = _SCOPE  # mmengine reads `PACKAGE::CONFIG` from the packages of this list only
 
 
 def import_submodules(package: str, path: Iterable[str]) -> None:

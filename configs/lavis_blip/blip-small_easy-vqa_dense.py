@@ -1,23 +1,10 @@
 # LAVIS's BLIP for VQA at a size that a CPU trains, on easy-VQA from a random start. Needs LAVIS (docs/lavis.md).
 # python tools/train.py configs/lavis_blip/blip-small_easy-vqa_dense.py
 _base_ = [
-    "../_base_/datasets/easy_vqa.py",
+    "../_base_/datasets/blip_easy_vqa.py",
     "../_base_/schedules/quickstart.py",
     "../_base_/default_runtime.py",
 ]
-
-# the tokenizer's ids are those of <s>, <pad>, </s>, <unk> and the words; BLIP's [DEC] and [ENC] come last
-tokenizer = dict(type="WordTokenizer", words=[*_base_.words, "yes"])
-answers = [
-    "circle", "green", "red", "gray", "yes", "teal", "black", "rectangle", "yellow", "triangle", "brown", "blue", "no",
-]  # fmt: skip
-pipeline = [
-    dict(type="LoadImage"),
-    dict(type="TokenizeQuestions", tokenizer=tokenizer, max_length=16),
-    dict(type="TokenizeAnswers", tokenizer=tokenizer),
-    dict(type="PackVLInputs"),
-]
-train_dataloader = val_dataloader = test_dataloader = dict(dataset=dict(pipeline=pipeline))
 
 model = dict(
     type="TrimmedVLM",
@@ -39,8 +26,8 @@ model = dict(
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         ),
-        answers=answers,
-        tokenizer=tokenizer,
+        answers=_base_.answers,
+        tokenizer=_base_.tokenizer,
     ),
     policy=dict(type="Dense"),
     task_loss=dict(type="AnswerGeneration"),

@@ -186,13 +186,14 @@ class FusionAnswerer(FusionDecoding):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.tokenizer = None if tokenizer is None else TOKENIZERS.build(tokenizer)
-        self.set_generation(generation)
         if num_candidates < 1:
             raise ValueError(f"num_candidates is {num_candidates}; expected at least 1")
         if isinstance(answers, str):
             answers = _read_answers(answers)
         self.answers = tuple(answers) if answers and isinstance(answers[0], str) else None
+        texts = generation is not None or any(isinstance(answer, str) for answer in answers)
+        self.tokenizer = TOKENIZERS.build(tokenizer) if texts and tokenizer is not None else None
+        self.set_generation(generation)
         with torch.device("cpu"):  # their values are needed on the meta device too
             ids = [torch.tensor(one) for one in _tokenized(answers, self.tokenizer)]
             padded = pad_sequence(ids, batch_first=True, padding_value=self.decoder.config.pad_token_id)

@@ -56,7 +56,7 @@ class FusionRetriever(FusionBackbone):
             :class:`~smarttrim_mm.hooks.schedule.RampUpHook`.
     """
 
-    settings = "model.backbone."  # where a config sets the queue, and options of the host
+    settings = queue_settings = "model.backbone."  # where a config sets options of the host, and the queue
     ranks_texts = True
     ramp_up = 1.0
 
@@ -212,8 +212,8 @@ class FusionRetriever(FusionBackbone):
         if not queue.queue_size or queue.queue_size % (len(ids) * world):
             raise ValueError(
                 f"queue_size is {queue.queue_size}, and a step has {len(ids)} pairs in each of {world} processes: the "
-                f"queue takes whole batches. Set {self.settings}queue_size to a multiple of the step's pairs, or change the "
-                "batch size"
+                f"queue takes whole batches. Set {self.queue_settings}queue_size to a multiple of the step's pairs, or change "
+                "the batch size"
             )
         if bool((ids == ids[0]).all()):
             raise ValueError(

@@ -17,6 +17,7 @@ from smarttrim_mm.backbones.fusion_retrieval import TwiceReadRetriever
 from smarttrim_mm.backbones.given_tokens import GivenTokens, PromptTokens
 from smarttrim_mm.backbones.mmpretrain import MMPretrainBackbone, model_name
 from smarttrim_mm.backbones.mmpretrain_host import build_host, vit_view
+from smarttrim_mm.backbones.mmpretrain_sdpa import BertSdpa
 from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.layers.views import LayerView
 from smarttrim_mm.registry import MMPRETRAIN_MODELS
@@ -127,6 +128,10 @@ class MMPretrainBlip(FusionBackbone, MMPretrainBackbone):
     @property
     def text_encoder(self) -> Any:
         return self.host.multimodal_backbone
+
+    def with_sdpa(self) -> BertSdpa:
+        """Within it :meth:`host_forward` attends by ``scaled_dot_product_attention`` everywhere."""
+        return BertSdpa(self.host)
 
     def host_images(self, images: Tensor) -> Tensor:
         """Mmpretrain's own image encoder: [I, 3, height, width] -> [I, P + 1, D]."""
@@ -259,7 +264,8 @@ class BlipRetrieval(TwiceReadRetriever, MMPretrainBlip):
     """
 
     bert_config = ("text_backbone", "med_config")
-    settings = "model.backbone.model.head."
+    settings = "model.backbone.model."
+    queue_settings = f"{settings}head."
 
     @classmethod
     def variants(cls) -> dict[str, dict[str, Any]]:

@@ -93,7 +93,7 @@ def right_answer(sample: Mapping[str, Any], question: int, classes: Sequence[str
     """The answer of a data sample's question in words; of several people's, the most frequent; None where it is not known.
 
     Args:
-        sample: Has ``answers``, ``gt_answers`` or ``targets``, or none of them.
+        sample: Has ``answers``, ``gt_answers``, ``targets`` or, of an image without questions, ``gt_label``, or none of them.
         question: Which of its questions.
         classes: Names of the classes; None: the data set does not name them.
     """
@@ -101,7 +101,9 @@ def right_answer(sample: Mapping[str, Any], question: int, classes: Sequence[str
         return sample["answers"][question]
     if "gt_answers" in sample:
         return Counter(sample["gt_answers"][question]).most_common(1)[0][0]
-    return classes[int(sample["targets"][question])] if classes and "targets" in sample else None
+    if classes and "targets" in sample:
+        return classes[int(sample["targets"][question])]
+    return classes[int(sample["gt_label"])] if classes and "gt_label" in sample else None
 
 
 def merge_unique(results: Iterable[Iterable[tuple[Key, Value]]], what: str) -> dict[Key, Value]:

@@ -22,6 +22,18 @@ class ImagePreprocessor(BaseDataPreprocessor):
         super().__init__()
         self.host: Any = MODELS.build({"type": "ClsDataPreprocessor", "_scope_": "mmpretrain", **options})
 
+    @property
+    def mean(self) -> Tensor:
+        """What is subtracted, broadcastable to an image; as of `VisionLanguagePreprocessor`, pictures are drawn by it."""
+        mean: Tensor = getattr(self.host, "mean", torch.zeros(1, 1, 1, device=self.device))  # of images taken as they are
+        return mean
+
+    @property
+    def std(self) -> Tensor:
+        """What is divided by, likewise."""
+        std: Tensor = getattr(self.host, "std", torch.ones(1, 1, 1, device=self.device))
+        return std
+
     def forward(self, data: dict, training: bool = False) -> dict:
         """Builds the model's arguments.
 

@@ -11,6 +11,7 @@ from mmpretrain.structures import DataSample
 from smarttrim_mm.backbones.mmpretrain_checkpoint import convert_public, plain_weights
 from smarttrim_mm.backbones.mmpretrain_host import build_host
 from smarttrim_mm.backbones.mmpretrain_vit import MMPretrainClassifier, mean_of_patches
+from smarttrim_mm.engine.building import build_model, read_config
 from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.registry import MODELS
 from smarttrim_mm.structures import TokenStream
@@ -191,3 +192,22 @@ def test_native_size_is_mmpretrains():
         host = model.host_forward(inputs)
         for kind in ("masked", "packed"):
             torch.testing.assert_close(model.trace(inputs, kind)[0], host, atol=1e-4, rtol=1e-4)
+
+
+def test_a_pure_python_config_names_classes(tmp_path):
+    """As mmengine's lazy configs do, in mmpretrain's part too."""
+    path = tmp_path / "lazy.py"
+    path.write_text(
+        "from mmpretrain.models import ImageClassifier, LinearClsHead, VisionTransformer\n"
+        "from smarttrim_mm.backbones.mmpretrain import MMPretrainBackbone\n"
+        "from smarttrim_mm.models.trimmed_vlm import TrimmedVLM\n"
+        "from smarttrim_mm.policies.smarttrim import SmartTrim\n"
+        "default_scope = 'smarttrim_mm'\n"
+        "arch = dict(embed_dims=32, num_layers=2, num_heads=4, feedforward_channels=64)\n"
+        "vit = dict(type=VisionTransformer, arch=arch, img_size=16, patch_size=4)\n"
+        "host = dict(type=ImageClassifier, backbone=vit, head=dict(type=LinearClsHead, num_classes=3, in_channels=32))\n"
+        "model = dict(type=TrimmedVLM, backbone=dict(type=MMPretrainBackbone, model=host), policy=dict(type=SmartTrim))\n",
+        encoding="utf-8",
+    )
+    model = build_model(read_config(str(path)))
+    assert isinstance(model.backbone, MMPretrainClassifier) and len(model.backbone.steps["image"]) == 2

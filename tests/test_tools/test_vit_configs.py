@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import official_files
 import pytest
 import torch
@@ -12,7 +13,11 @@ from mmengine.config import Config
 from smarttrim_mm import cli
 from smarttrim_mm.backbones.mmpretrain_checkpoint import plain_weights
 from smarttrim_mm.backbones.mmpretrain_host import build_host
+from smarttrim_mm.engine import calibration, check_data, visualize
+from smarttrim_mm.engine.building import build_loader, build_model, read_config
+from smarttrim_mm.models.image_preprocessor import ImagePreprocessor
 from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file
+from smarttrim_mm.visualization.traces import trace_pairs
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs/vit").glob("*.py"))
@@ -92,6 +97,38 @@ def test_train_validate_resume_and_test(small_config, path, tmp_path):
     assert [row["answer"] for row in rows] == [name for name in CLASSES for _ in range(2)]
     assert metrics["accuracy/top1"] == pytest.approx(100 * sum(row["answer"] == row["predicted_answer"] for row in rows) / 12)
     assert metrics["compute/dense_multiply_adds"] > 0
+
+
+def test_tools_take_images_alone(small_config, tmp_path, capsys):
+    """A classifier is calibrated and drawn."""
+    config, work_dir = small_config(ROOT / "configs/vit/deit-small_imagenet_smarttrim-2x.py"), tmp_path / "work"
+    cli.train([config, "--work-dir", str(work_dir), "--no-validate"])
+    checkpoint, calibrated = str(work_dir / "iter_4.pth"), str(tmp_path / "calibrated.pth")
+    found = calibration.main([config, checkpoint, "--speedup", "1.1", "--out", calibrated])
+    assert found.after.speedup >= 1.1 and found.after.samples == 12
+    assert round(12 * found.after.accuracy) == pytest.approx(12 * found.after.accuracy)
+    pictures = visualize.main([config, calibrated, "--out", str(tmp_path / "pictures"), "--indices", "0", "11"])
+    assert "pruned_patches.png" in [path.name for path in pictures] and all(path.is_file() for path in pictures)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        check_data.main([config])
+    assert "ImageNet is no VisionLanguageDataset, and only these can be checked" in capsys.readouterr().out
+
+
+def test_an_image_is_drawn_as_it_was_seen(small_config):
+    """Its pixels, its right class, and the model's."""
+    cfg = read_config(small_config(ROOT / "configs/vit/deit-small_imagenet_dense.py"))
+    model = build_model(cfg)
+    loader = build_loader(cfg, "val", model)
+    (trace,) = trace_pairs(model, loader, 11, 0)
+    # all pixels of an image file are (201, 100, 200) there, but for JPEG's rounding: BGR
+    assert np.abs(trace.pixels.astype(int) - (200, 100, 201)).max() <= 3
+    assert trace.answer == CLASSES[5] and trace.predicted in CLASSES and trace.words == ()
+
+
+def test_images_that_are_not_normalised_are_drawn():
+    preprocessor = ImagePreprocessor(num_classes=6)
+    assert preprocessor.mean == 0 and preprocessor.std == 1
 
 
 @pytest.mark.parametrize("path", [path for path in CONFIGS if path not in WHOLE], ids=lambda path: path.stem)

@@ -1,0 +1,5 @@
+# bash tools/dist_train.sh configs/blip/blip-base_flickr30k-caption_smarttrim-3x.py 8 --amp \
+#     --cfg-options model.backbone.checkpoint=blip-base_3rdparty_coco-caption_20230419-a5b71af3.pth
+_base_ = "blip-base_flickr30k-caption_smarttrim-2x.py"
+
+model = dict(budget=dict(speedup=3.0))

@@ -173,7 +173,7 @@ def write_refcoco(data: Path) -> None:
         name = f"COCO_train2014_{number:012d}.jpg"
         write_image(data / "coco/train2014" / name, size=(8, 16), value=number)
         images.append({"id": number, "file_name": name, "height": 8, "width": 16})
-        annotations.append({"id": 100 + number, "image_id": number, "bbox": [4.0, 2.0, 8.0, 4.0], "category_id": 1})
+        annotations.append({"id": 100 + number, "image_id": number, "bbox": [3.0, 1.0, 9.0, 4.0], "category_id": 1})
         sentences = [{"sent": "the dog"}, {"sent": "the left dog"}]
         references.append({"ann_id": 100 + number, "split": split, "sentences": sentences})
     root = data / "coco/refcoco"

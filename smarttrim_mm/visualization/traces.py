@@ -53,7 +53,8 @@ class PairTrace:
         words: The question's words and punctuation marks, W; none for an image alone.
         patches: Per step that holds the image (``'image.3'``), the kept patches, bool [rows, columns].
         kept_words: Per step that holds the text, the words of which something is kept, bool [W].
-        predicted: The model's answer; of a ranking head, the pair's score; of a captioner, its caption.
+        predicted: The model's answer; of a ranking head, the pair's score; of a captioner, its caption; of grounding,
+            the box in pixels.
         answer: The right one, or what most people said; None where unknown, or where there is no single one.
         multiply_adds: Decided compute, of all images of the question.
         dense_multiply_adds: Compute of the untrimmed model, likewise.
@@ -105,12 +106,13 @@ def trace_pairs(model: TrimmedVLM, loader: DataLoader, item: int, question: int)
     inputs: VLMInputs = data["inputs"]
     if "questions" in sample:
         words, spans = word_spans(text, _tokenizer(dataset), int(inputs.text_mask[0].sum()))
-    predicted = None
-    if hasattr(model.backbone, "predict"):
-        predicted = model.predict(inputs, [sample])[0].get("pred_caption")
     traces = trace_inputs(model, inputs, words, spans, classes)
-    if predicted is not None:
-        return [replace(trace, predicted=predicted) for trace in traces]  # people write many captions: none is the right one
+    if hasattr(model.backbone, "predict"):
+        found = model.predict(inputs, [sample])[0]
+        if "pred_answers" in found:
+            return [replace(trace, predicted=found.pred_answers[0], answer=answer) for trace in traces]
+        if (said := found.get("pred_caption") or _box(found)) is not None:  # many captions would be right, and many boxes
+            return [replace(trace, predicted=said) for trace in traces]
     return [replace(trace, answer=answer) for trace in traces]
 
 
@@ -279,6 +281,11 @@ def word_spans(question: str, tokenizer: Tokenizer, length: int) -> tuple[list[s
             spans.append((begin, end))
             begin = end
     return words, spans
+
+
+def _box(sample: DataSample) -> str | None:
+    """What a model of grounding found, in words; None of other models."""
+    return "box " + ", ".join(f"{edge:.0f}" for edge in sample.pred_bboxes[0].tolist()) if "pred_bboxes" in sample else None
 
 
 def _prediction(model: TrimmedVLM, logits: Tensor, classes: Sequence[str] | None) -> str:

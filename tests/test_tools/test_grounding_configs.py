@@ -14,6 +14,7 @@ from smarttrim_mm.backbones.mmpretrain_grounding import BlipGrounding
 from smarttrim_mm.engine.building import build_loader, build_model, read_config
 from smarttrim_mm.registry import MODELS
 from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file
+from smarttrim_mm.visualization.traces import trace_pairs
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs" / "blip").glob("blip-base_refcoco_*.py"))
@@ -79,7 +80,7 @@ def test_train_validate_and_test(small_config, path, tmp_path):
     metrics = cli.test([config, str(work_dir / "iter_2.pth"), *arguments])
     assert 0 <= metrics["visual-grounding/miou"] <= 1 and 0 <= metrics["visual-grounding/acc"] <= 1
     answers = json.loads(out.read_text())["predictions"]
-    assert [answer["box"] for answer in answers] == [[4.0, 2.0, 12.0, 6.0]] * 2
+    assert [answer["box"] for answer in answers] == [[3.0, 1.0, 12.0, 5.0]] * 2
     assert all(len(answer["predicted_box"]) == 4 for answer in answers)
     assert metrics["compute/speedup"] == (1 if "dense" in path.stem else pytest.approx(1, abs=0.2))
 
@@ -92,7 +93,7 @@ def test_boxes_are_those_of_the_files_pixels(small_config):
     with torch.no_grad():
         samples = model(**model.data_preprocessor(batch, False), mode="predict")
     for sample in samples:
-        assert sample.scale_factor == (1.0, 2.0) and sample.gt_bboxes.tolist() == [[4.0, 2.0, 12.0, 6.0]]
+        assert sample.scale_factor == (1.0, 2.0) and sample.gt_bboxes.tolist() == [[3.0, 1.0, 12.0, 5.0]]
         (left, top, right, bottom), steps = sample.pred_bboxes[0], sample.pred_scores[0]
         assert 0 <= left <= right <= 16 and 0 <= top <= bottom <= 8 and len(steps) == 641
 
@@ -117,3 +118,6 @@ def test_an_inferencer_gives_boxes(small_config: Callable[[Path], str], tmp_path
         assert result.answer is None and result.scores is None and not result.best()
         assert result.said == "box " + ", ".join(f"{edge:.1f}" for edge in result.box)
         assert result.to_dict()["box"] == result.box
+    for item, box in enumerate(boxes):
+        (trace,) = trace_pairs(model, loader, item, 0)
+        assert trace.predicted == "box " + ", ".join(f"{edge:.0f}" for edge in box.tolist()) and trace.answer is None

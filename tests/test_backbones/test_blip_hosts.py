@@ -63,9 +63,9 @@ def converted(kind, weights):
     return found
 
 
-def without_drop_path(model):
+def as_lavis_has_it(model):
     name = "vision_encoder" if "vision_encoder" in model else "vision_backbone"
-    return {**model, name: {**model[name], "drop_path_rate": 0.0}}
+    return {**model, name: {**model[name], "drop_path_rate": 0.0, "pre_norm": False}}
 
 
 def both(kind, **others):
@@ -74,7 +74,7 @@ def both(kind, **others):
         {"type": "TrimmedVLM", "backbone": {"type": "LavisBackbone", **LAVIS[kind], **others}, "policy": policy}
     )
     case = {key: value for key, value in CASES[kind].items() if key != "text_first"}
-    backbone = {**case, "model": without_drop_path(case["model"]), **others}
+    backbone = {**case, "model": as_lavis_has_it(case["model"]), **others}
     mmpretrain = MODELS.build({"type": "TrimmedVLM", "backbone": backbone, "policy": policy})
     excite(lavis.backbone)
     excite(lavis.policy)

@@ -21,8 +21,8 @@ from smarttrim_mm.models.top_pairs import TopPairScorer
 from smarttrim_mm.registry import MODELS
 from smarttrim_mm.testing import excite, random_inputs
 
-KINDS = ("BlipCaption", "BlipNLVR", "BlipRetrieval", "BlipVQA")
-CASES = {case["model"]["type"]: case for case in MMPretrainBackbone.small_configs().values() if case["model"]["type"] in KINDS}
+EVERY = {case["model"]["type"]: case for case in MMPretrainBackbone.small_configs().values()}
+CASES = {kind: EVERY[kind] for kind in ("BlipCaption", "BlipNLVR", "BlipRetrieval", "BlipVQA")}
 WORDS = [f"w{i}" for i in range(113)]
 PAD, CLS, SEP, DEC = 0, 2, 3, 118
 QUESTIONS = ["w1 w2 w3", "w4 w5", "w6", "w7 w8 w9 w1 w2", "w11 w12", "w13 w14"]
@@ -366,10 +366,10 @@ def test_hosts_that_cannot_be_trimmed(kind, changes, message):
 
 @pytest.mark.parametrize(("kind", "part"), [("BlipNLVR", "multimodal_backbone"), ("BlipGrounding", "multimodal_encoder")])
 def test_texts_that_read_no_image(kind, part):
-    model = copy.deepcopy(CASES[kind]["model"])
+    model = copy.deepcopy(EVERY[kind]["model"])
     model[part].get("med_config", model[part].get("config"))["add_cross_attention"] = False
     with pytest.raises(ValueError, match=r"no layer of the text encoder reads the image: .*add_cross_attention"):
-        MODELS.build({**CASES[kind], "model": model})
+        MODELS.build({**EVERY[kind], "model": model})
 
 
 def test_retrieval_names_the_settings_of_mmpretrain(monkeypatch):

@@ -236,13 +236,13 @@ def test_visual_genome_does_not_meet_coco(config):
 
 
 def test_boxes_move_with_the_image(config):
-    """A box of (4, 2) to (12, 6) in an image 16 wide and 8 high."""
+    """A box of (3, 1) to (12, 5) in an image 16 wide and 8 high."""
     cfg = config("refcoco")
     test = DATASETS.build(cfg.val_dataloader.dataset)
     assert len(test) == 2
     sample = test[1]["data_samples"]
     assert sample.questions == ["the left dog"] and sample.image_id == 25 and sample.question_ids.tolist() == [1]
-    assert sample.gt_bboxes.tolist() == [[4, 4, 12, 12]]
+    assert sample.gt_bboxes.tolist() == [[3, 2, 12, 10]]
     train = DATASETS.build(cfg.train_dataloader.dataset)
     for _ in range(8):
         item = train[0]
@@ -254,10 +254,10 @@ def test_boxes_move_with_the_image(config):
         at = torch.stack(
             [(left - columns[0]) / width, (top - rows[0]) / height, (right - left) / width, (bottom - top) / height]
         )
-        torch.testing.assert_close(at, torch.tensor([0.25, 0.25, 0.5, 0.5]))
+        torch.testing.assert_close(at, torch.tensor([0.1875, 0.125, 0.5625, 0.5]))
     evaluator = evaluator_of(cfg.val_evaluator[:1], test)
     samples = [test[i]["data_samples"] for i in range(2)]
-    for sample, box in zip(samples, ([4.0, 4.0, 12.0, 12.0], [4.0, 4.0, 12.0, 7.0]), strict=True):
+    for sample, box in zip(samples, ([3.0, 2.0, 12.0, 10.0], [3.0, 2.0, 12.0, 5.0]), strict=True):
         sample.set_field(torch.tensor([box]), "pred_bboxes")
     evaluator.process(data_samples=samples, data_batch=None)
     metrics = evaluator.evaluate(2)

@@ -71,6 +71,7 @@ def _child(name: str, parent: _mm.Registry | None = None, folders: tuple[str, ..
 
 POLICIES = _child("policy", folders=("policies",))
 TRIMMERS = _child("trimmer", folders=("trimmers",))
+ATTENTION_BACKENDS = _child("attention backend", folders=("attention",))
 TOKENIZERS = _child("tokenizer", folders=("datasets",))
 LAVIS_ARCHS = _child("LAVIS architecture", folders=("backbones",))
 MMPRETRAIN_MODELS = _child("backbone for a model of mmpretrain", folders=("backbones",))

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+from smarttrim_mm.attention.base import Sequences
+from smarttrim_mm.ops.host import to_host
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,11 @@ class PackedLayout:
     def batch_size(self) -> int:
         return len(self.lengths)
 
+    @property
+    def sequences(self) -> Sequences:
+        """As attention takes them."""
+        return Sequences(self.lengths, self.cu_seqlens)
+
     def counts(self) -> Tensor:
         """Kept tokens per instance, fp32 [B]."""
         return self.cu_seqlens.diff().to(torch.float32)
@@ -147,7 +156,7 @@ class PackedLayout:
 
     def floor(self) -> Tensor:
         """Protected tokens per instance, fp32 [B]."""
-        return torch.bincount(self.instance, weights=self.protected, minlength=self.batch_size).to(torch.float32)
+        return self.real.new_zeros(self.batch_size).index_add_(0, self.instance, self.protected.to(torch.float32))
 
     def held(self) -> Tensor:
         """Tokens per instance that layers are run on, fp32 [B]: those that are kept."""
@@ -184,10 +193,37 @@ class PackedLayout:
         """Values at the tokens of a grid over the original positions, [S]."""
         return grid[self.instance, self.source]
 
+    def mark(self, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """What a decision leaves, still on the device.
+
+        Args:
+            keep: bool or in {0, 1}, [S].
+
+        Returns:
+            True at tokens that are kept or protected, bool [S], and where each instance will begin, and the end, int32 [B + 1].
+        """
+        marks = (keep > 0) | self.protected
+        return marks, pad(marks.cumsum(0, dtype=torch.int32), (1, 0)).index_select(0, self.cu_seqlens)
+
+    def take(self, x: Tensor, marks: Tensor, cu_seqlens: Tensor, ends: Sequence[int]) -> tuple[Tensor, PackedLayout]:
+        """Leaves out what is not marked.
+
+        Args:
+            x: Tokens, [S, D].
+            marks: What :meth:`mark` gave first.
+            cu_seqlens: And second.
+            ends: The same on the host.
+        """
+        if ends[-1] == len(marks):
+            return x, self
+        rows = torch.nonzero_static(marks, size=ends[-1]).squeeze(1)
+        lengths = tuple(end - begin for begin, end in pairwise(ends))
+        return x.index_select(0, rows), self._at(rows, self.instance.index_select(0, rows), lengths, cu_seqlens)
+
     def select(self, x: Tensor, keep: Tensor) -> tuple[Tensor, PackedLayout]:
         """Leaves out what is neither kept nor protected."""
-        rows = ((keep > 0) | self.protected).nonzero().squeeze(1)
-        return x.index_select(0, rows), self._take(rows, self.instance.index_select(0, rows), self.batch_size)
+        marks, cu_seqlens = self.mark(keep)
+        return self.take(x, marks, cu_seqlens, *to_host([cu_seqlens]))
 
     def split(self, x: Tensor, count: int) -> tuple[tuple[Tensor, PackedLayout], tuple[Tensor, PackedLayout]]:
         """The first tokens of every instance, all of them kept, and the others."""
@@ -211,11 +247,15 @@ class PackedLayout:
 
     def expand(self, x: Tensor, index: Tensor, ids: Tensor) -> tuple[Tensor, PackedLayout]:
         """Instance ``b`` of the result is instance ``index[b]``."""
-        lengths = self.cu_seqlens.diff().index_select(0, index)
-        instance = torch.arange(len(index), device=x.device).repeat_interleave(lengths)
-        shift = self.cu_seqlens.index_select(0, index) - lengths.cumsum(0) + lengths  # from the result's rows to these
+        (chosen,) = to_host([index])
+        lengths = tuple(self.lengths[i] for i in chosen)
+        of_each = self.cu_seqlens.diff().index_select(0, index)
+        cu_seqlens = pad(of_each.cumsum(0, dtype=torch.int32), (1, 0))
+        begins = torch.arange(len(index), device=x.device)
+        instance = begins.repeat_interleave(of_each, output_size=sum(lengths))
+        shift = self.cu_seqlens.index_select(0, index) - cu_seqlens[:-1]  # from the result's rows to these
         rows = torch.arange(len(instance), device=x.device) + shift.index_select(0, instance)
-        layout = self._take(rows, instance, len(index))
+        layout = self._at(rows, instance, lengths, cu_seqlens)
         return x.index_select(0, rows), replace(layout, ids=ids, real=self.real[index])
 
     @classmethod
@@ -223,10 +263,11 @@ class PackedLayout:
         """The instances of several layouts of one kind of stream, one after the other."""
         before = list(accumulate((layout.batch_size for layout in layouts[:-1]), initial=0))
         instance = torch.cat([layout.instance + begin for layout, begin in zip(layouts, before, strict=True)])
-        lengths, cu_seqlens = _lengths(instance, sum(layout.batch_size for layout in layouts))
+        rows = accumulate((len(layout.instance) for layout in layouts[:-1]), initial=0)
+        ends = [layout.cu_seqlens[1:] + row for layout, row in zip(layouts, rows, strict=True)]
         return cls(
-            lengths=lengths,
-            cu_seqlens=cu_seqlens,
+            lengths=tuple(length for layout in layouts for length in layout.lengths),
+            cu_seqlens=pad(torch.cat(ends), (1, 0)),
             instance=instance,
             source=torch.cat([layout.source for layout in layouts]),
             protected=torch.cat([layout.protected for layout in layouts]),
@@ -235,9 +276,6 @@ class PackedLayout:
             real=torch.cat([layout.real for layout in layouts]),
             guide_index=layouts[0].guide_index,
         )
-
-    def _take(self, rows: Tensor, instance: Tensor, batch_size: int) -> PackedLayout:
-        return self._at(rows, instance, *_lengths(instance, batch_size))
 
     def _at(self, rows: Tensor, instance: Tensor, lengths: tuple[int, ...], cu_seqlens: Tensor) -> PackedLayout:
         return replace(
@@ -248,13 +286,6 @@ class PackedLayout:
             source=self.source.index_select(0, rows),
             protected=self.protected.index_select(0, rows),
         )
-
-
-def _lengths(instance: Tensor, batch_size: int) -> tuple[tuple[int, ...], Tensor]:
-    counts = torch.bincount(instance, minlength=batch_size)
-    cu_seqlens = torch.zeros(batch_size + 1, dtype=torch.int32, device=instance.device)
-    cu_seqlens[1:] = counts.cumsum(0)
-    return tuple(counts.tolist()), cu_seqlens
 
 
 Layout = PaddedLayout | PackedLayout
@@ -299,7 +330,7 @@ class TokenStream:
         """
         if guide_index not in (0, None):
             raise ValueError(f"guide_index is {guide_index}; expected 0 (the first token speaks for the stream) or None")
-        if guide_index is None and (special is None or not bool(special.any(1).all())):
+        if guide_index is None and (special is None or to_host([special.any(1).all()]) != [1]):
             raise ValueError(
                 "guide_index is None and special protects no token of some instance; expected at least one protected token "
                 "each, as a policy may drop all others"
@@ -317,14 +348,20 @@ class TokenStream:
         layout = self.layout
         if isinstance(layout, PackedLayout):
             return self
-        flat = layout.kept_grid().flatten().nonzero().squeeze(1)
-        size = layout.gate.shape[1]
-        instance = flat // size
-        lengths, cu_seqlens = _lengths(instance, layout.batch_size)
+        batch, size = layout.gate.shape
+        if layout.whole:
+            ends = [size * i for i in range(batch + 1)]
+            flat = torch.arange(batch * size, device=self.x.device)
+            cu_seqlens = torch.arange(0, batch * size + 1, size, device=self.x.device)
+        else:
+            kept = layout.kept_grid()
+            cu_seqlens = pad(kept.sum(1).cumsum(0), (1, 0))
+            (ends,) = to_host([cu_seqlens])
+            flat = torch.nonzero_static(kept.flatten(), size=ends[-1]).squeeze(1)
         packed = PackedLayout(
-            lengths=lengths,
-            cu_seqlens=cu_seqlens,
-            instance=instance,
+            lengths=tuple(end - begin for begin, end in pairwise(ends)),
+            cu_seqlens=cu_seqlens.to(torch.int32),
+            instance=flat // size,
             source=flat % size,
             protected=layout.protected.flatten().index_select(0, flat),
             ids=layout.ids,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from smarttrim_mm.attention.base import ChosenAttention
 from smarttrim_mm.layers.record import AheadRecord, LinearRecord, StepRecord, TrimRecord, decoder_multiply_adds
 from smarttrim_mm.layers.run_layer import run_layer
 from smarttrim_mm.layers.views import LayerStep, LayerView
@@ -29,6 +30,7 @@ class Execution:
         kind: ``'masked'`` keeps dropped tokens behind gates (training), ``'packed'`` leaves them out (inference).
         checkpoint_layers: Whether layers are recomputed in the backward pass to save memory.
         pairs_per_sample: Consecutive pairs whose compute is summed as that of one sample.
+        attention: Computes the attention of packed streams; None: the best backend that can run.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class Execution:
         kind: Kind,
         checkpoint_layers: bool = False,
         pairs_per_sample: int = 1,
+        attention: ChosenAttention | None = None,
     ) -> None:
         self.policy = policy
+        self.attention = attention or ChosenAttention()
         self.kind = kind
         self.checkpoint_layers = checkpoint_layers
         self.record = TrimRecord(sample_ids, policy, pairs_per_sample=pairs_per_sample)
@@ -74,9 +78,9 @@ class Execution:
             own = {name: current[name] for name in current if name in step.streams()}
             record: StepRecord
             if self.checkpoint_layers:
-                after, record = checkpoint(run_layer, step, own, self.policy, guides, use_reentrant=False)
+                after, record = checkpoint(run_layer, step, own, self.policy, guides, self.attention, use_reentrant=False)
             else:
-                after, record = run_layer(step, own, self.policy, guides)
+                after, record = run_layer(step, own, self.policy, guides, self.attention)
             current |= after
             self.record.entries.append(replace(record, rows=rows))
         return current
@@ -97,7 +101,13 @@ class Execution:
             The streams after them.
         """
         sample_ids = next(iter(streams.values())).layout.ids
-        whole = Execution(Dense(steps=steps), sample_ids=sample_ids, kind=self.kind, checkpoint_layers=self.checkpoint_layers)
+        whole = Execution(
+            Dense(steps=steps),
+            sample_ids=sample_ids,
+            kind=self.kind,
+            checkpoint_layers=self.checkpoint_layers,
+            attention=self.attention,
+        )
         after = whole.run(steps, streams)
         multiply_adds = torch.stack([entry.dense() for entry in whole.record.steps]).sum(0)
         executed = sum(entry.executed for entry in whole.record.steps)

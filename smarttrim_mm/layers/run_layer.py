@@ -7,17 +7,23 @@ padded streams (training: decisions are gates) and packed ones (inference: what 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import dropout, linear
+from torch.nn.functional import dropout
 
+from smarttrim_mm.attention.base import ChosenAttention, HeadPlan
+from smarttrim_mm.layers.packed_heads import attend_packed
+from smarttrim_mm.layers.projections import project, projection_work, split_heads
 from smarttrim_mm.layers.record import StepRecord
-from smarttrim_mm.layers.views import AttentionView, JoinView, LayerStep, LayerView, MlpView, Projection, Sublayer
-from smarttrim_mm.ops.attention import packed_attention, padded_attention
+from smarttrim_mm.layers.views import AttentionView, JoinView, LayerStep, LayerView, MlpView, Sublayer
+from smarttrim_mm.ops.attention import padded_attention
+from smarttrim_mm.ops.host import to_host
 from smarttrim_mm.structures import Decision, Layout, PackedLayout, PaddedLayout, Streams, TokenStream
+
+_AUTO = ChosenAttention()
 
 
 class DecidesLayers(Protocol):
@@ -26,8 +32,25 @@ class DecidesLayers(Protocol):
     def before_layer(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> Decision: ...
 
 
+@dataclass(frozen=True)
+class _Heads:
+    """What was decided on the heads of one attention.
+
+    Attributes:
+        gate: [B, H], with its gradient in training.
+        plan: The same for packed streams; None: they are padded.
+    """
+
+    gate: Tensor
+    plan: HeadPlan | None
+
+
 def run_layer(
-    step: LayerStep, streams: Streams, policy: DecidesLayers, guides: Mapping[str, Tensor] | None = None
+    step: LayerStep,
+    streams: Streams,
+    policy: DecidesLayers,
+    guides: Mapping[str, Tensor] | None = None,
+    attention: ChosenAttention = _AUTO,
 ) -> tuple[dict[str, TokenStream], StepRecord]:
     """Decides on, cuts and runs one step.
 
@@ -36,17 +59,18 @@ def run_layer(
         streams: The streams of the step, all padded or all packed.
         policy: Decides what stays.
         guides: Guide tokens [B, D] of streams outside the step (``step.guides``).
+        attention: Computes the attention of packed streams.
 
     Returns:
         The streams after the step, and the record of what was kept and executed. Streams without a layer in this step
         (memories) come back as they were cut.
     """
     decision = policy.before_layer(step, streams, guides or {})
-    cut = {name: _cut(stream, decision.keep.get(name)) for name, stream in streams.items()}
+    cut, heads = _apply(decision, streams)
     executed = 0
     outputs = dict(cut)
     for name, layer in step.layers.items():
-        x, work = _run_stream(name, layer, cut, decision.heads)
+        x, work = _run_stream(name, layer, cut, heads, attention)
         outputs[name] = replace(cut[name], x=x)
         executed += work
     record = StepRecord(
@@ -59,15 +83,33 @@ def run_layer(
     return outputs, record
 
 
-def _cut(stream: TokenStream, keep: Tensor | None) -> TokenStream:
-    return stream if keep is None else stream.select(keep)
+def _apply(decision: Decision, streams: Streams) -> tuple[dict[str, TokenStream], dict[str, _Heads]]:
+    """Cuts the streams. Of packed ones, the host reads all lengths and heads of the step at once."""
+    kept = {name: keep for name, keep in decision.keep.items() if name in streams}
+    if any(isinstance(stream.layout, PaddedLayout) for stream in streams.values()):
+        cut = {name: stream.select(kept[name]) if name in kept else stream for name, stream in streams.items()}
+        return cut, {name: _Heads(gate, None) for name, gate in decision.heads.items()}
+    marked = {name: _packed(streams[name]).mark(keep) for name, keep in kept.items()}
+    on_host = iter(to_host([ends for _, ends in marked.values()] + [gate > 0 for gate in decision.heads.values()]))
+    cut = dict(streams)
+    for (name, (marks, cu_seqlens)), ends in zip(marked.items(), on_host, strict=False):
+        cut[name] = TokenStream(*_packed(streams[name]).take(streams[name].x, marks, cu_seqlens, ends))
+    plans = zip(decision.heads.items(), on_host, strict=True)
+    return cut, {name: _Heads(gate, HeadPlan.of(gate, rows)) for (name, gate), rows in plans}
 
 
-def _run_stream(name: str, layer: LayerView, streams: Streams, heads: Mapping[str, Tensor]) -> tuple[Tensor, int]:
+def _packed(stream: TokenStream) -> PackedLayout:
+    assert isinstance(stream.layout, PackedLayout)
+    return stream.layout
+
+
+def _run_stream(
+    name: str, layer: LayerView, streams: Streams, heads: Mapping[str, _Heads], attention: ChosenAttention
+) -> tuple[Tensor, int]:
     sublayers, stream, executed = layer.sublayers(), streams[name], 0
     for sublayer in sublayers:
         if sublayer[0][0].first is None:
-            stream, work = _run_attention(name, layer, sublayer, {**streams, name: stream}, heads)
+            stream, work = _run_attention(name, layer, sublayer, {**streams, name: stream}, heads, attention)
             executed += work
     if layer.first_mlp is None or layer.first is None:
         stream, work = _run_mlp(layer, layer.mlp, stream)
@@ -76,14 +118,19 @@ def _run_stream(name: str, layer: LayerView, streams: Streams, heads: Mapping[st
     first, others = stream.split(layer.first)
     for sublayer in sublayers:
         if sublayer[0][0].first is not None:
-            first, work = _run_attention(name, layer, sublayer, {**streams, name: first}, heads)
+            first, work = _run_attention(name, layer, sublayer, {**streams, name: first}, heads, attention)
             executed += work
     (first, work), (others, more) = _run_mlp(layer, layer.first_mlp, first), _run_mlp(layer, layer.mlp, others)
     return whole.join(first.x, others.x), executed + work + more
 
 
 def _run_attention(
-    name: str, layer: LayerView, sublayer: Sublayer, streams: Streams, heads: Mapping[str, Tensor]
+    name: str,
+    layer: LayerView,
+    sublayer: Sublayer,
+    streams: Streams,
+    heads: Mapping[str, _Heads],
+    attention: ChosenAttention,
 ) -> tuple[TokenStream, int]:
     """One sub-layer of the attentions that are joined, on a stream as the sub-layer before left it."""
     (views, join), training, executed = sublayer, layer.owner.training, 0
@@ -92,7 +139,7 @@ def _run_attention(
     query = TokenStream(first.norm(x) if layer.pre_norm else x, layout)
     for view in views:
         memory = query if view.reads == name else streams[view.reads]
-        part, work = _attend(view, query, memory, heads.get(view.name), training)
+        part, work = _attend(view, query, memory, heads.get(view.name), training, attention)
         parts.append(part)
         executed += work
     if join is not None and join.merge is not None:
@@ -129,76 +176,27 @@ def _drop_path(x: Tensor, layout: Layout, p: float, training: bool) -> Tensor:
 
 
 def _attend(
-    view: AttentionView, query: TokenStream, memory: TokenStream, heads: Tensor | None, training: bool
+    view: AttentionView,
+    query: TokenStream,
+    memory: TokenStream,
+    heads: _Heads | None,
+    training: bool,
+    attention: ChosenAttention,
 ) -> tuple[Tensor, int]:
     if isinstance(query.layout, PaddedLayout):
         assert isinstance(memory.layout, PaddedLayout)
-        return _attend_padded(view, query.x, memory.x, memory.layout, heads, training)
+        return _attend_padded(view, query.x, memory.x, memory.layout, heads.gate if heads else None, training)
     assert isinstance(memory.layout, PackedLayout)
-    on = None
-    if heads is not None:
-        on = heads.any(0).nonzero().squeeze(1)
-        heads = heads.index_select(1, on)
-    return _attend_packed(view, query.x, memory.x, (query.layout.lengths, memory.layout.lengths), on, heads)
+    of_q, of_k = query.layout.sequences, memory.layout.sequences
+    return attend_packed(view, query.x, memory.x, of_q, of_k, heads.plan if heads else None, attention)
 
 
 def _attend_padded(
     view: AttentionView, x: Tensor, memory: Tensor, layout: PaddedLayout, gate: Tensor | None, training: bool
 ) -> tuple[Tensor, int]:
-    q, k, v = (_split(t, view.heads).transpose(1, 2) for t in _project(view, x, memory))
+    q, k, v = (split_heads(t, view.heads).transpose(1, 2) for t in project(view, x, memory))
     y = padded_attention(q, k, v, layout.gate, view.attention_dropout if training else 0.0, layout.whole)
     if gate is not None:
         y = y * gate.to(y.dtype)[:, :, None, None]
-    executed = 2 * q.numel() * k.shape[2] + _projection_work(view, x, memory, view.heads)
+    executed = 2 * q.numel() * k.shape[2] + projection_work(view, x, memory, view.heads)
     return view.out(y.transpose(1, 2).flatten(2)), executed
-
-
-def _projection_work(view: AttentionView, x: Tensor, memory: Tensor, heads: int) -> int:
-    rows, keys = x.shape[:-1].numel(), memory.shape[:-1].numel()
-    return heads * view.head_width * (rows * (view.q.inputs + view.out.out_features) + 2 * keys * view.k.inputs)
-
-
-def _attend_packed(
-    view: AttentionView,
-    x: Tensor,
-    memory: Tensor,
-    lengths: tuple[tuple[int, ...], tuple[int, ...]],
-    on: Tensor | None,
-    heads: Tensor | None,
-) -> tuple[Tensor, int]:
-    """Heads that no instance needs are not projected either: ``on`` lists the others (None: all), ``heads`` is theirs."""
-    count = view.heads if on is None else len(on)
-    if count == 0:
-        y, bias = x.new_zeros(x.shape), view.out.bias
-        return (y if bias is None else y + bias.to(x.dtype)), 0
-    if on is None or count == view.heads:
-        q, k, v = (_split(t, count) for t in _project(view, x, memory))
-    else:
-        q, k, v = (
-            _split(_linear_of_heads(projection, source, view, on), count)
-            for projection, source in ((view.q, x), (view.k, memory), (view.v, memory))
-        )
-    y, executed = packed_attention(q, k, v, *lengths, heads if len(lengths[0]) > 1 else None)
-    executed += _projection_work(view, x, memory, count)
-    if on is None or count == view.heads:
-        return view.out(y.flatten(1)), executed
-    columns = view.out.weight.unflatten(1, (view.heads, -1)).index_select(1, on).flatten(1)
-    return linear(y.flatten(1), columns, view.out.bias), executed
-
-
-def _linear_of_heads(projection: Projection, x: Tensor, view: AttentionView, on: Tensor) -> Tensor:
-    weight, bias = projection.parameters()
-    weight = weight.unflatten(0, (view.heads, -1)).index_select(0, on).flatten(0, 1)
-    bias = None if bias is None else bias.unflatten(0, (view.heads, -1)).index_select(0, on).flatten()
-    return linear(x, weight, bias)
-
-
-def _project(view: AttentionView, x: Tensor, memory: Tensor) -> tuple[Tensor, ...]:
-    fused = view.q.weight is view.k.weight is view.v.weight
-    if fused and x is memory and view.q.rows is not None:
-        return linear(x, view.q.weight, view.q.bias).chunk(3, -1)
-    return tuple(linear(source, *p.parameters()) for p, source in ((view.q, x), (view.k, memory), (view.v, memory)))
-
-
-def _split(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1))

@@ -11,6 +11,7 @@ from mmengine.model import BaseModel
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from smarttrim_mm.attention.base import ChosenAttention
 from smarttrim_mm.inputs import BoxTargets, Targets, TextTargets, VLMInputs
 from smarttrim_mm.layers.execution import Execution, Kind
 from smarttrim_mm.layers.record import TrimRecord
@@ -40,6 +41,11 @@ class TrimmedVLM(BaseModel):
             :class:`~smarttrim_mm.losses.distillation.SelfDistillation`; None: no dense pass.
         budget: Loss on the record of what was kept; None: none.
         checkpoint_layers: Whether layers are recomputed in the backward pass to save memory.
+        attention: Computes the attention of packed streams: a name in ``ATTENTION_BACKENDS``, a config of one, or ``'auto'``,
+            the best that can run.
+        packed_from: Image-text pairs of a batch from which on inference is packed. Fewer run in dense shapes with the same
+            decisions: where there is little to leave out, packing costs more than it saves
+            (``tools/benchmark.py --crossover`` measures where).
         data_preprocessor: Collated batches to model inputs.
         init_cfg: mmengine's initialisation.
     """
@@ -53,6 +59,8 @@ class TrimmedVLM(BaseModel):
         distillation: Mapping[str, Any] | None = None,
         budget: Mapping[str, Any] | None = None,
         checkpoint_layers: bool = False,
+        attention: str | Mapping[str, Any] = "auto",
+        packed_from: int = 1,
         data_preprocessor: Mapping[str, Any] | nn.Module | None = None,
         init_cfg: Any = None,
     ) -> None:
@@ -65,6 +73,10 @@ class TrimmedVLM(BaseModel):
         self.distillation: SelfDistillation | None = MODELS.build(distillation) if distillation else None
         self.budget: BudgetLoss | None = MODELS.build(budget) if budget else None
         self.checkpoint_layers = checkpoint_layers
+        self.attention = ChosenAttention(attention)
+        if packed_from < 1:
+            raise ValueError(f"packed_from is {packed_from}; expected a number of pairs, 1 packs every batch")
+        self.packed_from = packed_from
         self._frozen: list[nn.Module] = []  # a list, so that the frozen teacher is neither saved nor trained
         self._register_load_state_dict_pre_hook(self._check_state_dict)
 
@@ -190,7 +202,12 @@ class TrimmedVLM(BaseModel):
             kind=kind,
             checkpoint_layers=self.checkpoint_layers and torch.is_grad_enabled(),
             pairs_per_sample=inputs.pairs_per_sample,
+            attention=self.attention,
         )
+
+    def inference_kind(self, inputs: VLMInputs) -> Kind:
+        """How a batch is run at inference: packed, or in dense shapes below ``packed_from``."""
+        return "packed" if len(inputs.sample_ids) >= self.packed_from else "masked"
 
     def _task_losses(self, logits: Tensor | PairLogits, inputs: VLMInputs) -> dict[str, Tensor]:
         losses = self.task_loss(logits, inputs.targets)

@@ -75,9 +75,9 @@ def test_the_counter_misses_nothing(build, inputs_of, backbone, policy):
 
 
 def test_decided_is_not_executed(build, inputs_of, backbone):
-    """In a batch the heads that any instance needs are projected for all of them."""
+    """Padding and heads that are off are executed in dense shapes; packed, at most what some instance needs is, for all."""
     model = build(backbone, {"type": "Dense"})
-    inputs = inputs_of(model)
+    inputs = inputs_of(model).unshared()
     dense, _ = traced(model, inputs)
     replay = keeping_all_tokens(model, inputs)
     for heads in replay.heads.values():
@@ -89,7 +89,7 @@ def test_decided_is_not_executed(build, inputs_of, backbone):
     assert (packed.multiply_adds() <= dense.multiply_adds()).all()
     assert packed.multiply_adds().mean() < dense.multiply_adds().mean()
     assert packed.executed_multiply_adds() < dense.executed_multiply_adds()
-    assert packed.executed_multiply_adds() > float(packed.multiply_adds().mean())
+    assert packed.executed_multiply_adds() >= float(packed.multiply_adds().mean()) * (1 - 1e-6)
     assert masked.executed_multiply_adds() > packed.executed_multiply_adds()
     for record in (packed, masked):
         assert torch.equal(record.dense_multiply_adds(), dense.dense_multiply_adds())
@@ -104,7 +104,7 @@ def test_heads_that_are_off_cost_nothing_at_batch_1(build, inputs_of, backbone):
     def executed(share):
         for heads in replay.heads.values():
             for name, grid in heads.items():
-                heads[name] = torch.arange(grid.shape[1])[None] >= round(grid.shape[1] * (1 - share))
+                heads[name] = (torch.arange(grid.shape[1]) >= round(grid.shape[1] * (1 - share))).expand(grid.shape)
         record, counted = traced(model, inputs, "packed", replay)
         assert record.executed_multiply_adds() == pytest.approx(counted, rel=0.001)
         assert record.executed_multiply_adds() == pytest.approx(float(record.multiply_adds()), rel=1e-6)

@@ -188,6 +188,8 @@ def speedup_table(metrics: dict[str, Any]) -> str:
     lines = [f"{'multiply-adds, M per sample':<27}{'mean':>10}{'p5':>10}{'p95':>10}"]
     lines += [f"{name:<27}" + "".join(f"{number:>10.3f}" for number in numbers) for name, *numbers in rows]
     lines.append(f"{'dense / decided':<27}{values['speedup']:>10.3f}")
+    if "packed" in values:
+        lines.append(f"{'share that ran packed':<27}{values['packed']:>10.3f}")
     lines.append(summarise_ratios(values))
     return "\n".join(filter(None, lines))
 

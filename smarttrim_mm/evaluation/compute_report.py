@@ -23,8 +23,9 @@ class ComputeReport(BaseMetric):
 
     Metrics: ``multiply_adds`` (mean over samples of what the decisions leave), its spread ``multiply_adds_p05``,
     ``multiply_adds_p95`` and ``multiply_adds_std``; ``dense_multiply_adds``; ``executed_multiply_adds`` (what really
-    ran); ``speedup`` (dense mean / decided mean, of the whole model); ``kept/<step>/<stream>`` and
-    ``heads/<step>/<attention>``.
+    ran); ``speedup`` (dense mean / decided mean, of the whole model); ``packed`` (share of the samples that ran packed; the
+    others ran in dense shapes, in batches below the model's ``packed_from``; where a test tells); ``kept/<step>/<stream>``
+    and ``heads/<step>/<attention>``.
 
     Args:
         out_file: Also write them to this file as JSON, with the number of samples and the units; None: do not.
@@ -76,6 +77,7 @@ class ComputeReport(BaseMetric):
             "dense_multiply_adds": dense.mean(),
             "executed_multiply_adds": values["executed_multiply_adds"].mean() / _MILLION,
             "speedup": dense.mean() / decided.mean(),
+            **({"packed": values["packed"].mean()} if "packed" in values else {}),
         }
         metrics |= {name: value.mean() for name, value in values.items() if name.startswith(_RATIOS)}
         metrics = {name: float(value) for name, value in metrics.items()}

@@ -55,12 +55,7 @@ class Answerer(TrimmedModel):
             As many values as LAVIS's own method has: an output with ``last_hidden_state`` [G, longest kept, D], and None.
         """
         inputs = self.inputs_of(samples)
-        execution = Execution(
-            self.policy,
-            sample_ids=inputs.sample_ids,
-            kind="masked" if self.training else "packed",
-            pairs_per_sample=inputs.pairs_per_sample,
-        )
+        execution = self.trimmed.execution(inputs, self.kind)
         memory = self.backbone.encode(inputs, execution).pack()
         self._read, self.last_record = (execution, memory), execution.record
         states, mask = memory.pad()

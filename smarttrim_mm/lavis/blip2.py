@@ -200,7 +200,7 @@ class QFormer(Ranker, Scorer):
             )
 
     def _execution(self, inputs: VLMInputs) -> Execution:
-        return Execution(self.policy, sample_ids=inputs.sample_ids, kind="masked" if self.training else "packed")
+        return self.trimmed.execution(inputs, self.kind)
 
     def _counter(self, image: TokenStream, execution: Execution) -> OnRun:
         """Records each run of the decoder, in which the queries run again with every word."""

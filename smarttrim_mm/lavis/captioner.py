@@ -18,7 +18,6 @@ from smarttrim_mm.evaluation.caption_scores import caption_scores, check_tokeniz
 from smarttrim_mm.inputs import TextTargets
 from smarttrim_mm.lavis.model import TrimmedModel, methods_of
 from smarttrim_mm.lavis.settings import plain
-from smarttrim_mm.layers.execution import Execution
 
 registry: Any = import_lavis("lavis").registry
 main_process: Any = import_lavis("lavis.common.dist_utils").main_process
@@ -89,7 +88,7 @@ class Captioner(TrimmedModel):
         """
         prompts = self.tokenizer([self.prompt] * len(samples["image"]), return_tensors="pt").to(self.device)
         inputs = self.inputs_of({**samples, "text_input": prompts})
-        execution = Execution(self.policy, sample_ids=inputs.sample_ids, kind="masked" if self.training else "packed")
+        execution = self.trimmed.execution(inputs, self.kind)
         how = Writing(
             num_beams=num_beams,
             max_length=max_length,

@@ -13,6 +13,7 @@ from smarttrim_mm.backbones.lavis import LavisBackbone
 from smarttrim_mm.backbones.lavis_host import import_lavis
 from smarttrim_mm.inputs import TextTargets, VLMInputs
 from smarttrim_mm.lavis.settings import Trimming, load_weights, plain, read_tokenizer
+from smarttrim_mm.layers.execution import Kind
 from smarttrim_mm.layers.record import TrimRecord
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
 
@@ -56,6 +57,8 @@ class TrimmedModel(BaseModel):
                 distillation=settings.distillation,
                 budget=settings.budget,
                 checkpoint_layers=settings.checkpoint_layers,
+                attention=settings.attention,
+                packed_from=settings.packed_from,
             )
         ]
         self.policy = self.trimmed.policy
@@ -100,6 +103,11 @@ class TrimmedModel(BaseModel):
     def trimmed(self) -> TrimmedVLM:
         """The model as this package's own trainings have it: a backbone around this one, the policy, the losses."""
         return self._trimmed[0]
+
+    @property
+    def kind(self) -> Kind | None:
+        """How a batch is run: in training masked, else as :meth:`TrimmedVLM.inference_kind` says."""
+        return "masked" if self.training else None
 
     @property
     def backbone(self) -> Any:
@@ -160,7 +168,7 @@ class TrimmedModel(BaseModel):
 
     def trace(self, samples: dict[str, Any]) -> Tensor:
         """Logits of a batch, [G, C]."""
-        logits, record = self.trimmed.trace(self.inputs_of(samples), "masked" if self.training else "packed")
+        logits, record = self.trimmed.trace(self.inputs_of(samples), self.kind)
         self._note(record)
         return logits
 

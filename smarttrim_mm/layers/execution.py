@@ -47,7 +47,7 @@ class Execution:
         self.attention = attention or ChosenAttention()
         self.kind = kind
         self.checkpoint_layers = checkpoint_layers
-        self.record = TrimRecord(sample_ids, policy, pairs_per_sample=pairs_per_sample)
+        self.record = TrimRecord(sample_ids, policy, pairs_per_sample=pairs_per_sample, packed=kind == "packed")
 
     def start(self, stream: TokenStream) -> TokenStream:
         """The stream as this execution wants it to lie."""

@@ -230,12 +230,14 @@ class TrimRecord:
         policy: Counts its own compute, and says what it can cut.
         entries: What ran.
         pairs_per_sample: Consecutive pairs that make one sample; G = B / pairs_per_sample.
+        packed: Whether what was dropped was left out; else it was masked, in dense shapes.
     """
 
     sample_ids: Tensor
     policy: CountsPolicies
     entries: list[StepRecord | LinearRecord | AheadRecord] = field(default_factory=list)
     pairs_per_sample: int = 1
+    packed: bool = True
 
     @property
     def samples(self) -> int:

@@ -47,7 +47,7 @@ def score_pairs(model: TrimmedVLM, inputs: VLMInputs) -> tuple[Tensor, TrimRecor
     backbone = model.backbone
     if not backbone.share_images:
         inputs = inputs.unshared_images()
-    execution = Execution(model.policy, sample_ids=inputs.sample_ids, kind="packed")
+    execution = model.execution(inputs, "packed")
     texts = backbone.encode_texts(inputs, execution)
     images = backbone.encode_images(inputs, execution)
     found: Tensor = backbone.fuse(texts, images, inputs, execution)
@@ -172,7 +172,7 @@ class PairScorer:
         return scores, _add({name: values.double() for name, values in encoded.taken.items()}, _add(shared, taken))
 
     def _execution(self, ids: Tensor) -> Execution:
-        return Execution(self.model.policy, sample_ids=ids, kind="packed")
+        return Execution(self.model.policy, sample_ids=ids, kind="packed", attention=self.model.attention)
 
     def _pairs(self, encoded: EncodedImages, image: Tensor, text: Tensor) -> VLMInputs:
         """Says which image and text make a pair; pixels and token ids have been read."""

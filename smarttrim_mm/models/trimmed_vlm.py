@@ -138,12 +138,16 @@ class TrimmedVLM(BaseModel):
     def predict(self, inputs: VLMInputs, data_samples: list[DataSample]) -> list[DataSample]:
         """Answers every question; fills in ``trim`` of each data sample, and ``pred_scores`` or what the backbone predicts.
 
+        ``trim`` is the record's summary, and ``packed``: 1 where what was dropped was left out, 0 where it ran in dense shapes.
+
         A backbone with ``predict(inputs, execution, data_samples)`` fills in something else itself.
 
         Raises:
             ValueError: If the backbone's head scores pairs for retrieval.
         """
-        trim = self.answer(inputs, data_samples).summary()
+        record = self.answer(inputs, data_samples)
+        trim = record.summary()
+        trim["packed"] = torch.full_like(trim["multiply_adds"], record.packed)
         begin = 0
         for sample in data_samples:
             rows = slice(begin, begin + answers_of(sample))
@@ -153,19 +157,19 @@ class TrimmedVLM(BaseModel):
 
     def answer(self, inputs: VLMInputs, data_samples: list[DataSample]) -> TrimRecord:
         """What :meth:`predict` does, but for ``trim``: returns the record of what was kept instead."""
-        execution = self._execution(inputs, self.policy, "packed")
+        execution = self.execution(inputs)
         if hasattr(self.backbone, "predict"):
             self.backbone.predict(inputs, execution, data_samples)
         else:
             write_scores(self.backbone(inputs, execution), data_samples)
         return execution.record
 
-    def trace(self, inputs: VLMInputs, kind: Kind = "packed", policy: Policy | None = None) -> tuple[Tensor, TrimRecord]:
+    def trace(self, inputs: VLMInputs, kind: Kind | None = "packed", policy: Policy | None = None) -> tuple[Tensor, TrimRecord]:
         """Logits [G, C] and the record of what was kept.
 
         Args:
             inputs: The batch.
-            kind: ``'packed'`` or ``'masked'``.
+            kind: ``'packed'`` or ``'masked'``; None: that of inference.
             policy: Decides instead of the model's own.
         """
         return self._run(inputs, policy or self.policy, kind)
@@ -190,16 +194,18 @@ class TrimmedVLM(BaseModel):
         if self.budget is not None:
             self.budget.set_curriculum(progress)
 
-    def _run(self, inputs: VLMInputs, policy: Policy, kind: Kind) -> tuple[Any, TrimRecord]:
-        execution = self._execution(inputs, policy, kind)
-        logits = self.backbone(inputs, execution)
-        return logits, execution.record
+    def execution(self, inputs: VLMInputs, kind: Kind | None = None, policy: Policy | None = None) -> Execution:
+        """A forward pass of a batch, for the backbone to run.
 
-    def _execution(self, inputs: VLMInputs, policy: Policy, kind: Kind) -> Execution:
+        Args:
+            inputs: The batch.
+            kind: ``'packed'`` or ``'masked'``; None: that of inference.
+            policy: Decides instead of the model's own.
+        """
         return Execution(
-            policy,
+            policy or self.policy,
             sample_ids=inputs.sample_ids,
-            kind=kind,
+            kind=kind or self.inference_kind(inputs),
             checkpoint_layers=self.checkpoint_layers and torch.is_grad_enabled(),
             pairs_per_sample=inputs.pairs_per_sample,
             attention=self.attention,
@@ -208,6 +214,11 @@ class TrimmedVLM(BaseModel):
     def inference_kind(self, inputs: VLMInputs) -> Kind:
         """How a batch is run at inference: packed, or in dense shapes below ``packed_from``."""
         return "packed" if len(inputs.sample_ids) >= self.packed_from else "masked"
+
+    def _run(self, inputs: VLMInputs, policy: Policy, kind: Kind | None) -> tuple[Any, TrimRecord]:
+        execution = self.execution(inputs, kind, policy)
+        logits = self.backbone(inputs, execution)
+        return logits, execution.record
 
     def _task_losses(self, logits: Tensor | PairLogits, inputs: VLMInputs) -> dict[str, Tensor]:
         losses = self.task_loss(logits, inputs.targets)

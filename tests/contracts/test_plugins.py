@@ -100,3 +100,23 @@ def test_predictions_go_to_their_images(build, inputs_of, backbone, policy):
     assert {key for key in trim if key.startswith("heads/")} == {f"heads/{key}" for key in record.heads()}
     assert all(len(sample.trim["multiply_adds"]) == len(own) for sample, own in zip(results, scores, strict=True))
     assert [len(own) for own in scores] == ([2, 3, 1] if asks else [1] * 6)
+    assert trim["packed"].all()
+
+
+def test_small_batches_run_in_dense_shapes(build, inputs_of, backbone, policy):
+    """Below ``packed_from`` the same is decided and answered by the other path, and the predictions say so."""
+    from mmpretrain.structures import DataSample
+
+    model = build(backbone, policy)
+    inputs = inputs_of(model)
+    pairs, found = len(inputs.sample_ids), []
+    for least in (pairs, pairs + 1):
+        model.packed_from = least
+        samples = [DataSample(questions=["?"]) for _ in range(pairs // inputs.pairs_per_sample)]
+        with torch.no_grad():
+            found.append(model(inputs, samples, mode="predict"))
+    for packed, dense in zip(*found, strict=True):
+        assert packed.trim["packed"].item() == 1 and dense.trim["packed"].item() == 0
+        torch.testing.assert_close(packed.trim["multiply_adds"], dense.trim["multiply_adds"])
+        key = "pred_scores" if "pred_scores" in packed else "pred_score"
+        torch.testing.assert_close(packed.get(key), dense.get(key), atol=1e-4, rtol=0)

@@ -44,6 +44,11 @@ class PaddedLayout:
     def batch_size(self) -> int:
         return self.gate.shape[0]
 
+    @property
+    def rows(self) -> int:
+        """Length of the first axis of the tokens."""
+        return self.batch_size
+
     def counts(self) -> Tensor:
         """Kept tokens per instance, fp32 [B]; differentiable in the gate."""
         return self.gate.sum(1)
@@ -145,6 +150,11 @@ class PackedLayout:
     @property
     def batch_size(self) -> int:
         return len(self.lengths)
+
+    @property
+    def rows(self) -> int:
+        """Length of the first axis of the tokens."""
+        return len(self.instance)
 
     @property
     def sequences(self) -> Sequences:

@@ -75,16 +75,11 @@ class HeadPlan:
         """The heads that are on for any instance, ascending."""
         return tuple(sorted(set().union(*self.on)))
 
-    def of_heads(self, heads: Sequence[int], index: Tensor) -> HeadPlan:
-        """The plan of some of the heads, numbered anew.
-
-        Args:
-            heads: Which, ascending.
-            index: The same on the device, long.
-        """
+    def of_heads(self, heads: Sequence[int]) -> HeadPlan:
+        """The plan of some of the heads (ascending), numbered anew."""
         number = {head: i for i, head in enumerate(heads)}
         on = tuple(tuple(number[head] for head in row if head in number) for row in self.on)
-        return HeadPlan(self.gate.index_select(1, index), on)
+        return HeadPlan(torch.stack([self.gate[:, head] for head in heads], 1), on)
 
 
 class AttentionBackend:

@@ -6,14 +6,14 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from smarttrim_mm.attention.base import AttentionBackend, ChosenAttention, HeadPlan, Sequences
 from smarttrim_mm.layers.projections import project, projection_work, split_heads
-from smarttrim_mm.layers.views import AttentionView, Projection
+from smarttrim_mm.layers.views import AttentionView
 
-# A product with a weight costs a CPU as much as so many rows more: it reads and packs the weight. Measured for fp32 (width 768,
-# 40 to 320 rows, 2 cores of an AMD EPYC); what instances that are projected one by one lose against all together.
+# A product with a weight costs a CPU as much as so many rows more, as it reads and packs the weight (fp32), and so does a copy
+# of the weight's rows of some heads (bf16). Measured with width 768, 40 to 320 rows, on 2 cores of an AMD EPYC.
 _ROWS_OF_A_WEIGHT = 43
 
 
@@ -33,25 +33,21 @@ def attend_packed(
 
     Args:
         view: The module.
-        x: Tokens that ask, [S, D].
-        memory: Tokens that are read, [M, D'].
+        x: Tokens that ask, [S, D]; further rows are filling.
+        memory: Tokens that are read, [M, D'], likewise.
         of_q: Sequences of ``x``.
         of_k: Sequences of ``memory``.
         plan: Heads that are on; None: all.
         attention: The backend.
 
     Returns:
-        [S, D], and the multiply-adds that were executed.
+        As many rows as ``x``, and the multiply-adds that were executed.
     """
     plan = None if plan is None or plan.whole else plan
     if plan is not None and plan.pairs == 0:
         return _without_heads(view, x), 0
-    if plan is None:
-        q, k, v = (split_heads(t, view.heads) for t in project(view, x, memory))
-        y, executed = attention.on(q.device, q.dtype)(q, k, v, of_q, of_k)
-        return view.out(y.flatten(1)), executed + projection_work(view, x, memory, view.heads)
     backend = attention.on(x.device, _dtype(x))
-    if _in_place(x) and (len(plan.on) == 1 or (backend.runs_alone and _alone_pays(plan, of_q, of_k))):
+    if plan is not None and len(plan.on) > 1 and _in_place(x) and backend.runs_alone and _alone_pays(plan, of_q, of_k):
         return _attend_each(view, x, memory, of_q, of_k, plan, backend)
     return _attend_together(view, x, memory, of_q, of_k, plan, backend)
 
@@ -69,12 +65,13 @@ def _dtype(x: Tensor) -> torch.dtype:
 
 
 def _in_place(x: Tensor) -> bool:
-    """Whether products may be written into parts of a tensor.
+    """Whether products are written into parts of a tensor.
 
-    On a CPU, as launches are cheap there; without gradients, as they do not go through; not under autocast, which does not
-    cast for them.
+    In single precision on a CPU: launches are cheap there, and its products take parts of a weight as they lie. Without
+    gradients, as they do not go through.
     """
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    single = x.dtype is torch.float32 and _dtype(x) is torch.float32
+    return single and x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
 def _alone_pays(plan: HeadPlan, of_q: Sequences, of_k: Sequences) -> bool:
@@ -84,37 +81,34 @@ def _alone_pays(plan: HeadPlan, of_q: Sequences, of_k: Sequences) -> bool:
     return alone < len(plan.union()) * (sum(rows) + 2 * _ROWS_OF_A_WEIGHT)
 
 
+def _copy_pays(kept: int, heads: int, rows: int) -> bool:
+    """Whether to copy the weights of some heads costs less than to project the others too."""
+    return kept * (rows + 2 * _ROWS_OF_A_WEIGHT) < heads * rows
+
+
 def _attend_together(
     view: AttentionView,
     x: Tensor,
     memory: Tensor,
     of_q: Sequences,
     of_k: Sequences,
-    plan: HeadPlan,
+    plan: HeadPlan | None,
     backend: AttentionBackend,
 ) -> tuple[Tensor, int]:
     """The heads that any instance needs, projected for all; then each instance attends by its own."""
-    union = plan.union()
-    if len(union) == view.heads:
-        q, k, v = (split_heads(t, view.heads) for t in project(view, x, memory))
-        y, executed = backend(q, k, v, of_q, of_k, plan)
-        return view.out(y.flatten(1)), executed + projection_work(view, x, memory, view.heads)
-    index = torch.tensor(union, device=x.device)
-    q, k, v = (
-        split_heads(_linear_of_heads(projection, source, view, index), len(union))
-        for projection, source in ((view.q, x), (view.k, memory), (view.v, memory))
-    )
-    own = plan.of_heads(union, index)
-    y, executed = backend(q, k, v, of_q, of_k, None if own.whole else own)
-    columns = view.out.weight.unflatten(1, (view.heads, -1)).index_select(1, index).flatten(1)
-    return linear(y.flatten(1), columns, view.out.bias), executed + projection_work(view, x, memory, len(union))
-
-
-def _linear_of_heads(projection: Projection, x: Tensor, view: AttentionView, on: Tensor) -> Tensor:
-    weight, bias = projection.parameters()
-    weight = weight.unflatten(0, (view.heads, -1)).index_select(0, on).flatten(0, 1)
-    bias = None if bias is None else bias.unflatten(0, (view.heads, -1)).index_select(0, on).flatten()
-    return linear(x, weight, bias)
+    every = tuple(range(view.heads))
+    heads = every if plan is None else plan.union()
+    if len(of_q.lengths) > 1 and not _in_place(x) and not _copy_pays(len(heads), view.heads, len(x) + len(memory)):
+        heads = every
+    runs = _runs(heads)
+    q, k, v = project(view, x, memory) if heads == every else _project_heads(view, x, memory, runs)
+    asking, read = sum(of_q.lengths), sum(of_k.lengths)
+    q, k, v = (split_heads(t[:rows], len(heads)) for t, rows in ((q, asking), (k, read), (v, read)))
+    own = None if plan is None else plan.of_heads(heads)
+    y, executed = backend(q, k, v, of_q, of_k, None if own is None or own.whole else own)
+    y = pad(y.flatten(1), (0, 0, 0, len(x) - asking))
+    out = view.out(y) if heads == every else _output_of_heads(view, y, runs)
+    return out, executed + projection_work(view, x, memory, len(heads))
 
 
 def _attend_each(
@@ -126,7 +120,7 @@ def _attend_each(
     plan: HeadPlan,
     backend: AttentionBackend,
 ) -> tuple[Tensor, int]:
-    """Each instance apart, with its own heads alone; neighbouring ones share a product with a part of the weight as it lies."""
+    """Each instance apart, with its own heads alone."""
     out = x.new_empty(len(x), view.out.out_features)
     executed = begin_q = begin_k = 0
     for n, m, on in zip(of_q.lengths, of_k.lengths, plan.on, strict=True):
@@ -136,12 +130,9 @@ def _attend_each(
             y.copy_(_without_heads(view, own))
             continue
         runs = _runs(on)
-        q, k, v = (
-            split_heads(_rows_of(projection, source, view, runs), len(on))
-            for projection, source in ((view.q, own), (view.k, read), (view.v, read))
-        )
+        q, k, v = (split_heads(t, len(on)) for t in _project_heads(view, own, read, runs))
         attended, work = backend(q, k, v, Sequences.of([n], x.device), Sequences.of([m], x.device))
-        _write_output(view, attended.flatten(1), runs, y)
+        _output_of_heads(view, attended.flatten(1), runs, y)
         executed += work + projection_work(view, own, read, len(on))
     return out, executed
 
@@ -155,32 +146,55 @@ def _runs(on: tuple[int, ...]) -> list[slice]:
     return runs
 
 
-def _rows_of(projection: Projection, x: Tensor, view: AttentionView, runs: list[slice]) -> Tensor:
-    """Projects x by some of the heads: [n, kept d]."""
-    weight, bias = projection.parameters()
-    width = view.head_width
-    y = x.new_empty(len(x), width * sum(run.stop - run.start for run in runs))
+def _project_heads(view: AttentionView, x: Tensor, memory: Tensor, runs: list[slice]) -> tuple[Tensor, ...]:
+    """Queries, keys and values of some heads, [n, kept d] each."""
+    parts = [_channels(view, run) for run in runs]
+    return tuple(
+        _product_of_rows(source, *projection.parameters(), parts)
+        for projection, source in ((view.q, x), (view.k, memory), (view.v, memory))
+    )
+
+
+def _product_of_rows(x: Tensor, weight: Tensor, bias: Tensor | None, parts: list[slice]) -> Tensor:
+    """``linear`` by some rows of a weight."""
+    if not _in_place(x):
+        kept = torch.cat([weight[rows] for rows in parts])
+        return linear(x, kept, None if bias is None else torch.cat([bias[rows] for rows in parts]))
+    y = x.new_empty(len(x), sum(rows.stop - rows.start for rows in parts))
     begin = 0
-    for run in runs:
-        rows = slice(run.start * width, run.stop * width)
+    for rows in parts:
         end = begin + rows.stop - rows.start
         _multiply(x, weight[rows], None if bias is None else bias[rows], y[:, begin:end])
         begin = end
     return y
 
 
-def _write_output(view: AttentionView, y: Tensor, runs: list[slice], out: Tensor) -> None:
-    """Writes what the output projection makes of some heads, [n, kept d], to ``out`` [n, D]."""
-    width, begin = view.head_width, 0
-    for run in runs:
-        columns = slice(run.start * width, run.stop * width)
+def _output_of_heads(view: AttentionView, y: Tensor, runs: list[slice], out: Tensor | None = None) -> Tensor:
+    """What the output projection makes of some heads.
+
+    Args:
+        view: The module.
+        y: Their outputs, [n, kept d].
+        runs: Which they are.
+        out: Where to write it, [n, D]; None: to a new tensor.
+    """
+    weight, bias, parts = view.out.weight, view.out.bias, [_channels(view, run) for run in runs]
+    if not _in_place(y):
+        return linear(y, torch.cat([weight[:, columns] for columns in parts], 1), bias)
+    out = y.new_empty(len(y), len(weight)) if out is None else out
+    begin = 0
+    for columns in parts:
         end = begin + columns.stop - columns.start
-        weight = view.out.weight[:, columns]
         if begin == 0:
-            _multiply(y[:, :end], weight, view.out.bias, out)
+            _multiply(y[:, :end], weight[:, columns], bias, out)
         else:
-            torch.addmm(out, y[:, begin:end], weight.t(), out=out)
+            torch.addmm(out, y[:, begin:end], weight[:, columns].t(), out=out)
         begin = end
+    return out
+
+
+def _channels(view: AttentionView, heads: slice) -> slice:
+    return slice(heads.start * view.head_width, heads.stop * view.head_width)
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:

@@ -18,6 +18,7 @@ from smarttrim_mm.attention.base import ChosenAttention, HeadPlan
 from smarttrim_mm.layers.packed_heads import attend_packed
 from smarttrim_mm.layers.projections import project, projection_work, split_heads
 from smarttrim_mm.layers.record import StepRecord
+from smarttrim_mm.layers.row_filling import fill_rows
 from smarttrim_mm.layers.views import AttentionView, JoinView, LayerStep, LayerView, MlpView, Sublayer
 from smarttrim_mm.ops.attention import padded_attention
 from smarttrim_mm.ops.host import to_host
@@ -66,12 +67,14 @@ def run_layer(
         (memories) come back as they were cut.
     """
     decision = policy.before_layer(step, streams, guides or {})
-    cut, heads = _apply(decision, streams)
+    packed = all(isinstance(stream.layout, PackedLayout) for stream in streams.values())
+    cut, heads = _apply(decision, streams) if packed else _gate(decision, streams)
     executed = 0
     outputs = dict(cut)
+    filled = {name: replace(stream, x=fill_rows(stream.x)) for name, stream in cut.items()} if packed else cut
     for name, layer in step.layers.items():
-        x, work = _run_stream(name, layer, cut, heads, attention)
-        outputs[name] = replace(cut[name], x=x)
+        x, work = _run_stream(name, layer, filled, heads, attention)
+        outputs[name] = replace(cut[name], x=x[: cut[name].layout.rows])
         executed += work
     record = StepRecord(
         step=step,
@@ -83,13 +86,16 @@ def run_layer(
     return outputs, record
 
 
+def _gate(decision: Decision, streams: Streams) -> tuple[dict[str, TokenStream], dict[str, _Heads]]:
+    """Closes the gates of padded streams."""
+    keep = decision.keep
+    cut = {name: stream.select(keep[name]) if name in keep else stream for name, stream in streams.items()}
+    return cut, {name: _Heads(gate, None) for name, gate in decision.heads.items()}
+
+
 def _apply(decision: Decision, streams: Streams) -> tuple[dict[str, TokenStream], dict[str, _Heads]]:
-    """Cuts the streams. Of packed ones, the host reads all lengths and heads of the step at once."""
-    kept = {name: keep for name, keep in decision.keep.items() if name in streams}
-    if any(isinstance(stream.layout, PaddedLayout) for stream in streams.values()):
-        cut = {name: stream.select(kept[name]) if name in kept else stream for name, stream in streams.items()}
-        return cut, {name: _Heads(gate, None) for name, gate in decision.heads.items()}
-    marked = {name: _packed(streams[name]).mark(keep) for name, keep in kept.items()}
+    """Cuts packed streams: the host reads all lengths and heads of the step at once."""
+    marked = {name: _packed(stream).mark(decision.keep[name]) for name, stream in streams.items() if name in decision.keep}
     on_host = iter(to_host([ends for _, ends in marked.values()] + [gate > 0 for gate in decision.heads.values()]))
     cut = dict(streams)
     for (name, (marks, cu_seqlens)), ends in zip(marked.items(), on_host, strict=False):
@@ -115,7 +121,7 @@ def _run_stream(
         stream, work = _run_mlp(layer, layer.mlp, stream)
         return stream.x, executed + work
     whole = stream.layout
-    first, others = stream.split(layer.first)
+    first, others = replace(stream, x=stream.x[: whole.rows]).split(layer.first)
     for sublayer in sublayers:
         if sublayer[0][0].first is not None:
             first, work = _run_attention(name, layer, sublayer, {**streams, name: first}, heads, attention)

@@ -20,6 +20,7 @@ from smarttrim_mm.structures import Decision, Layout, PackedLayout, Streams, Tok
 
 _HALF_WIDTH = 3**0.5  # of an even distribution, in standard deviations
 _SHARE, _ORDER, _HEADS = range(3)  # what is drawn
+_FIRST = 2.0  # above every draw
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,11 @@ class ImposedShares:
     def by_depth(self, stream: str, layout: Layout) -> dict[float, Tensor]:
         """What :meth:`which_tokens` would leave at every depth of the stream, over the original positions, bool [B, N]."""
         depths = sorted({depth for (_, name), depth in self.places.depths.items() if name == stream})
-        least = layout.floor()
+        grid = self._grid(layout)
+        least = (grid == _FIRST).sum(1, dtype=torch.float32)  # layout.floor(), which may wait for the device
         powers = _powers(tuple(depths), layout.ids.device)
         free = (layout.full() - least) * self.of(layout.ids) ** powers  # [depths, B]
         counts = (least + torch.ceil(free - 1e-4)).long()
-        grid = self._grid(layout)
         kept = (ranks(grid) < counts.unsqueeze(-1)) & (grid > -torch.inf)  # [depths, B, N]
         return dict(zip(depths, kept.unbind(), strict=True))
 
@@ -137,7 +138,7 @@ class ImposedShares:
         """Random order of the tokens, protected ones first, -inf where there is none, [B, N]."""
         size = layout.size if isinstance(layout, PackedLayout) else layout.gate.shape[1]
         order = layout.from_grid(_uniform(_ORDER, self.seed, self._shifted(layout.ids), 1, size, layout.ids.device)[0])
-        return layout.to_grid(order.masked_fill(layout.protected, 2.0), -torch.inf)
+        return layout.to_grid(order.masked_fill(layout.protected, _FIRST), -torch.inf)
 
     def which_heads(self, step: LayerStep, view: AttentionView, ids: Tensor) -> Tensor:
         """Those that are on, bool [B, H]."""

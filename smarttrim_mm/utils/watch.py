@@ -47,18 +47,27 @@ class WatchedModules:
 
     def __init__(self, container: nn.ModuleDict, names: Iterable[str]) -> None:
         self._modules: list[tuple[dict[str, Any], str, nn.Module]] = []
-        self._parameters: list[tuple[dict[str, Any], str, WatchedTensor]] = []
+        self._parameters: list[tuple[dict[str, Any], str, Tensor, int | None, int, Tensor]] = []
         for holder, name, module in _tree(container._modules, names):
             self._modules.append((holder, name, module))
-            found = {key: value for key, value in module._parameters.items() if value is not None}
-            self._parameters += [(module._parameters, key, WatchedTensor(value)) for key, value in found.items()]
+            for key, value in module._parameters.items():
+                if value is not None:
+                    version = None if value.is_inference() else value._version
+                    alias = value.detach()  # as of a WatchedTensor
+                    self._parameters.append((module._parameters, key, value, version, value.data_ptr(), alias))
 
     def unchanged(self) -> bool:
         """Whether nothing changed, and no module has got a hook."""
         for holder, name, module in self._modules:
-            if holder.get(name) is not module or has_own_call(module):
+            if holder.get(name) is not module or module._forward_hooks or module._forward_pre_hooks:
                 return False
-        return all(watched.unchanged(holder.get(name)) for holder, name, watched in self._parameters)
+            if "forward" in module.__dict__:
+                return False
+        # written out, not by WatchedTensor: it is asked of dozens of parameters in every layer
+        for holder, name, value, version, pointer, _ in self._parameters:
+            if holder.get(name) is not value or version is None or value._version != version or value.data_ptr() != pointer:
+                return False
+        return True
 
 
 def has_own_call(module: nn.Module) -> bool:

@@ -14,10 +14,22 @@ def keep_top(grid: Tensor, counts: Tensor) -> Tensor:
     Returns:
         bool [B, N].
     """
+    return (ranks(grid) < counts.unsqueeze(1)) & (grid > -torch.inf)
+
+
+def ranks(grid: Tensor) -> Tensor:
+    """The place of each token in its row, 0 for the best; ties go to the lower index.
+
+    Args:
+        grid: Scores, [B, N].
+
+    Returns:
+        long [B, N].
+    """
     order = grid.argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order)
     rank.scatter_(1, order, torch.arange(grid.shape[1], device=grid.device).expand_as(order))
-    return (rank < counts.unsqueeze(1)) & (grid > -torch.inf)
+    return rank
 
 
 def top_of_columns(values: Tensor, numbers: Tensor, count: int, *, width: int = 1024) -> tuple[Tensor, Tensor]:

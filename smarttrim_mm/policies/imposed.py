@@ -11,14 +11,16 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from smarttrim_mm.layers.views import AttentionView, LayerStep, modality
-from smarttrim_mm.ops.ranking import hash_uniform, keep_top
+from smarttrim_mm.ops.ranking import hash_uniform, keep_top, ranks
 from smarttrim_mm.policies.base import Policy
-from smarttrim_mm.structures import Decision, Layout, PackedLayout, Streams
+from smarttrim_mm.structures import Decision, Layout, PackedLayout, Streams, TokenStream
 
 _HALF_WIDTH = 3**0.5  # of an even distribution, in standard deviations
 _SHARE, _ORDER, _HEADS = range(3)  # what is drawn
+_FIRST = 2.0  # above every draw
 
 
 @dataclass(frozen=True)
@@ -119,10 +121,24 @@ class ImposedShares:
 
     def which_tokens(self, step: LayerStep, stream: str, layout: Layout) -> Tensor:
         """Those that are left, bool, shaped like the stream's tokens; protected ones come first."""
+        return layout.from_grid(keep_top(self._grid(layout), self.tokens(step, stream, layout).long()))
+
+    def by_depth(self, stream: str, layout: Layout) -> dict[float, Tensor]:
+        """What :meth:`which_tokens` would leave at every depth of the stream, over the original positions, bool [B, N]."""
+        depths = sorted({depth for (_, name), depth in self.places.depths.items() if name == stream})
+        grid = self._grid(layout)
+        least = (grid == _FIRST).sum(1, dtype=torch.float32)  # layout.floor(), which may wait for the device
+        powers = _powers(tuple(depths), layout.ids.device)
+        free = (layout.full() - least) * self.of(layout.ids) ** powers  # [depths, B]
+        counts = (least + torch.ceil(free - 1e-4)).long()
+        kept = (ranks(grid) < counts.unsqueeze(-1)) & (grid > -torch.inf)  # [depths, B, N]
+        return dict(zip(depths, kept.unbind(), strict=True))
+
+    def _grid(self, layout: Layout) -> Tensor:
+        """Random order of the tokens, protected ones first, -inf where there is none, [B, N]."""
         size = layout.size if isinstance(layout, PackedLayout) else layout.gate.shape[1]
         order = layout.from_grid(_uniform(_ORDER, self.seed, self._shifted(layout.ids), 1, size, layout.ids.device)[0])
-        grid = layout.to_grid(order.masked_fill(layout.protected, 2.0), -torch.inf)
-        return layout.from_grid(keep_top(grid, self.tokens(step, stream, layout).long()))
+        return layout.to_grid(order.masked_fill(layout.protected, _FIRST), -torch.inf)
 
     def which_heads(self, step: LayerStep, view: AttentionView, ids: Tensor) -> Tensor:
         """Those that are on, bool [B, H]."""
@@ -130,7 +146,18 @@ class ImposedShares:
         return on[self.places.attentions[step.name, view.name], :, : view.heads]
 
     def _shifted(self, ids: Tensor) -> tuple[int, ...]:
-        return tuple(identity + self.shift for identity in ids.tolist())
+        known = on_host(ids)
+        return tuple(identity + self.shift for identity in known) if self.shift else known
+
+
+_KNOWN: WeakIdKeyDictionary = WeakIdKeyDictionary()  # identities that were read from the device, by their tensor
+
+
+def on_host(ids: Tensor) -> tuple[int, ...]:
+    """The identities [B] as numbers: read from the device once for each tensor, which must not be written afterwards."""
+    if ids not in _KNOWN:
+        _KNOWN[ids] = tuple(ids.tolist())
+    return _KNOWN[ids]
 
 
 # One draw serves all layers, so that little of what is timed is drawing.
@@ -142,6 +169,13 @@ def _uniform(kind: int, seed: int, ids: tuple[int, ...], rows: int, columns: int
     """Numbers in [0, 1) for instances, by their identity, fp32 [rows, B, columns]."""
     cells = torch.arange(rows * columns, device=device).view(rows, 1, columns)
     return hash_uniform(torch.tensor(ids, device=device)[:, None], 10 * seed + kind, cells)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _powers(depths: tuple[float, ...], device: torch.device) -> Tensor:
+    """Of the shares, fp32 [depths, 1]."""
+    return 2 * torch.tensor(depths, device=device).unsqueeze(1)
 
 
 @lru_cache(maxsize=512)
@@ -168,8 +202,9 @@ def _heads(mean: float, spread: float, seed: int, ids: tuple[int, ...], heads: t
 class ImposedKeep(Policy):
     """Asks another policy, and keeps what :class:`ImposedShares` says instead, wherever that policy may cut.
 
-    Its compute is the other policy's; drawing what is kept is not counted, but takes its time (about 1 % of a pass of
-    BLIP's NLVR2 model on one pair of images). It is no plugin: it is made around a policy that is there.
+    Its compute is the other policy's; drawing what is kept is not counted, but takes its time: once for each stream that is
+    new, not in each layer. It is no plugin: it is made around a policy that is there. A stream that it cuts is cut by no one
+    else.
 
     Args:
         policy: Decides, in vain.
@@ -179,6 +214,8 @@ class ImposedKeep(Policy):
     def __init__(self, *, policy: Policy, shares: ImposedShares) -> None:
         super().__init__(steps=())
         self.policy, self.shares = policy, shares
+        # by what a packed stream carries along: its identities, its size when it was seen first, and what is left of it
+        self._drawn: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     @classmethod
     def around(cls, policy: Policy, steps: Sequence[LayerStep], *, spread: float = 0.1, seed: int = 0) -> ImposedKeep:
@@ -203,9 +240,25 @@ class ImposedKeep(Policy):
         ids = next(iter(streams.values())).layout.ids
         views = [view for layer in step.layers.values() for view in layer.attentions if view.name in attentions]
         return Decision(
-            keep={name: self.shares.which_tokens(step, name, streams[name].layout) for name in sorted(names)},
+            keep={name: self._which_tokens(step, name, streams[name]) for name in sorted(names)},
             heads={view.name: self.shares.which_heads(step, view, ids) for view in views},
         )
+
+    def prepare(self, *ids: Tensor) -> None:
+        """Reads identities, long [B] each, from the device, so that no pass over streams of these very tensors does."""
+        for each in ids:
+            on_host(each)
+
+    def _which_tokens(self, step: LayerStep, name: str, stream: TokenStream) -> Tensor:
+        """What :class:`ImposedShares` leaves of a stream: drawn for all depths when the stream is first seen."""
+        layout = stream.layout
+        if not isinstance(layout, PackedLayout):
+            return self.shares.which_tokens(step, name, layout)
+        real, size = layout.full(), len(stream.x)  # the same tensor as long as the stream is only cut
+        known = self._drawn.get(real)
+        if known is None or known[0] is not layout.ids or known[1] < size:
+            known = self._drawn[real] = (layout.ids, size, self.shares.by_depth(name, layout))
+        return layout.from_grid(known[2][self.shares.places.depths[step.name, name]])
 
     def trims(self, step: LayerStep) -> tuple[frozenset[str], frozenset[str]]:
         return self.policy.trims(step)

@@ -1,7 +1,10 @@
 """SmartTrim (arXiv 2305.15033): learned, per-instance trimming of tokens and heads."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +14,8 @@ from smarttrim_mm.ops.gates import gumbel_keep, threshold_keep
 from smarttrim_mm.policies.base import Knob, Policy, check_streams, chosen_steps, is_chosen
 from smarttrim_mm.registry import POLICIES, TRIMMERS
 from smarttrim_mm.structures import Decision, Scores, Streams
+from smarttrim_mm.trimmers.fused import FusedStep, FusedTrimmers, zero_multiply_adds
+from smarttrim_mm.utils.watch import WatchedTensor
 
 
 @POLICIES.register_module()
@@ -36,7 +41,8 @@ class SmartTrim(Policy):
         threshold: Keep probability needed at inference, in (0, 1). Calibration may move it.
 
     Raises:
-        ValueError: If a layer list names an unknown stage or layer, or the threshold or temperature is out of range.
+        ValueError: If a layer list names an unknown stage or layer, or a list is none, or the threshold or temperature
+            is out of range.
     """
 
     knob = Knob("threshold", 0.0005, 0.9995)
@@ -62,23 +68,33 @@ class SmartTrim(Policy):
             raise ValueError(f"noise is {noise}; expected a number >= 0, 1 samples from the keep probabilities")
         self.temperature, self.noise = temperature, noise
         self.set_knob(threshold)
+        _check_layers("token_layers", token_layers)
+        _check_layers("head_layers", head_layers)
         streams = check_streams(steps, streams)
         chosen_tokens = chosen_steps(steps, token_layers, "token_layers") if token_trimmer else set()
         chosen_heads = chosen_steps(steps, head_layers, "head_layers") if head_trimmer else set()
         self.token_trimmers, self.head_trimmers = nn.ModuleDict(), nn.ModuleDict()
+        self._places: dict[str, tuple[dict[str, str], dict[str, str]]] = {}  # names of trimmers by stream and by attention
+        self._zeros: dict[str, int] = {}  # multiply-adds with the zeros of a step's stacked weights
         for step in steps:
             widths = step.widths()
+            of_tokens, of_heads = self._places[step.name] = {}, {}
             for name, width in step.streams().items() if step.name in chosen_tokens else ():
                 if is_chosen(name, streams):
                     sizes = {"width": width, "own": name, "guides": widths, "stable_init": stable_init}
-                    self.token_trimmers[_key(step, name)] = TRIMMERS.build({**(token_trimmer or {}), **sizes})
+                    of_tokens[name] = _key(step, name)
+                    self.token_trimmers[of_tokens[name]] = TRIMMERS.build({**(token_trimmer or {}), **sizes})
             for name, layer in step.layers.items():
                 for view in layer.attentions if step.name in chosen_heads else ():
                     served = {stream: widths[stream] for stream in dict.fromkeys((name, view.reads))}
                     sizes = {"heads": view.heads, "guides": served, "stable_init": stable_init}
-                    self.head_trimmers[_key(step, view.name)] = TRIMMERS.build({**(head_trimmer or {}), **sizes})
+                    of_heads[view.name] = _key(step, view.name)
+                    self.head_trimmers[of_heads[view.name]] = TRIMMERS.build({**(head_trimmer or {}), **sizes})
 
-        self._steps = chosen_tokens | chosen_heads
+            of_step = [self.token_trimmers[key] for key in of_tokens.values()]
+            self._zeros[step.name] = zero_multiply_adds(of_step, [self.head_trimmers[key] for key in of_heads.values()])
+        self._fused = FusedTrimmers()
+        self._known_threshold: tuple[WatchedTensor, float] | None = None
 
     @classmethod
     def example_configs(cls) -> dict[str, dict[str, Any]]:
@@ -89,69 +105,112 @@ class SmartTrim(Policy):
         }
 
     def before_layer(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> Decision:
-        keep, heads = self._logits(step, streams, guides)
+        logits = self._logits(step, streams, guides)
         return Decision(
-            keep={name: self._gate(logits) for name, logits in keep.items()},
-            heads={name: self._gate(logits) for name, logits in heads.items()},
+            keep={name: self._gate(of_tokens) for name, of_tokens in logits.keep.items()},
+            heads=logits.by_attention(self._gate),
         )
 
     def scores(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> Scores:
-        keep, heads = self._logits(step, streams, guides)
+        logits = self._logits(step, streams, guides)
         return Scores(
-            keep={name: logits.sigmoid() for name, logits in keep.items()},
-            heads={name: logits.sigmoid() for name, logits in heads.items()},
+            keep={name: of_tokens.sigmoid() for name, of_tokens in logits.keep.items()},
+            heads=logits.by_attention(torch.sigmoid),
             threshold=self.threshold,
         )
 
     def trims(self, step: LayerStep) -> tuple[frozenset[str], frozenset[str]]:
-        views = [view.name for layer in step.layers.values() for view in layer.attentions]
-        return (
-            frozenset(name for name in step.streams() if _key(step, name) in self.token_trimmers),
-            frozenset(name for name in views if _key(step, name) in self.head_trimmers),
-        )
+        of_tokens, of_heads = self._places[step.name]
+        return frozenset(of_tokens), frozenset(of_heads)
 
     def reads(self, step: LayerStep) -> frozenset[str]:
-        streams, attentions = self.trims(step)
-        trimmers: list[Any] = [self.token_trimmers[_key(step, name)] for name in streams]
-        trimmers += [self.head_trimmers[_key(step, name)] for name in attentions]
+        trimmers = self._trimmers(step)
         return frozenset(name for name in step.guides if any(name in trimmer.guides for trimmer in trimmers))
 
     def multiply_adds(self, step: LayerStep, counts: Mapping[str, Tensor]) -> Tensor | float:
-        streams, attentions = self.trims(step)
+        of_tokens, of_heads = self._places[step.name]
         total: Tensor = torch.zeros_like(next(iter(counts.values())))
-        for name in sorted(streams):
-            trimmer: Any = self.token_trimmers[_key(step, name)]
+        for name, key in of_tokens.items():
+            trimmer: Any = self.token_trimmers[key]
             total = total + trimmer.multiply_adds(counts[name])
-        head_trimmers: list[Any] = [self.head_trimmers[_key(step, name)] for name in attentions]
-        return total + sum(trimmer.multiply_adds() for trimmer in head_trimmers)
+        head_trimmers: list[Any] = [self.head_trimmers[key] for key in of_heads.values()]
+        return total + sum(trimmer.multiply_adds() for trimmer in head_trimmers) + self._zeros[step.name]
 
-    def _logits(
-        self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Keep-minus-drop logits of the step's tokens, by stream, and of its heads, by attention."""
-        if step.name not in self._steps:
-            return {}, {}
-        at_hand = {**guides, **{name: stream.guide() for name, stream in streams.items()}}
-        keep = {
-            name: self.token_trimmers[_key(step, name)](stream, at_hand)
-            for name, stream in streams.items()
-            if _key(step, name) in self.token_trimmers
-        }
-        heads = {
-            view.name: self.head_trimmers[_key(step, view.name)](at_hand)
-            for layer in step.layers.values()
-            for view in layer.attentions
-            if _key(step, view.name) in self.head_trimmers
-        }
-        return keep, heads
+    def train(self, mode: bool = True) -> Self:
+        self._fused.clear()  # weights may have been written past autograd in the meantime, as an average's are
+        self._known_threshold = None
+        return super().train(mode)
+
+    def _trimmers(self, step: LayerStep) -> list[Any]:
+        of_tokens, of_heads = self._places[step.name]
+        trimmers: list[Any] = [self.token_trimmers[key] for key in of_tokens.values()]
+        return trimmers + [self.head_trimmers[key] for key in of_heads.values()]
+
+    def _logits(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> _Logits:
+        """Keep-minus-drop logits of the step's tokens and heads: at inference of as many trimmers as can be at once."""
+        of_tokens, of_heads = self._places[step.name]
+        fused = None
+        if not self.training and not torch.is_grad_enabled() and (of_tokens or of_heads):
+            fused = self._fused.step(step.name, (self.token_trimmers, of_tokens), (self.head_trimmers, of_heads))
+        logits = _Logits({}, {})
+        if fused is not None:
+            keep, stacked = fused(streams, guides)
+            logits = _Logits(keep, {}, stacked, fused)
+            of_tokens = {name: key for name, key in of_tokens.items() if name not in fused.tokens}
+            of_heads = {name: key for name, key in of_heads.items() if name not in fused.heads}
+        if of_tokens or of_heads:
+            at_hand = {**guides, **{name: stream.guide() for name, stream in streams.items()}}
+            logits.keep.update(
+                {name: self.token_trimmers[key](streams[name], at_hand) for name, key in of_tokens.items() if name in streams}
+            )
+            logits.heads.update({name: self.head_trimmers[key](at_hand) for name, key in of_heads.items()})
+        return logits
 
     def _gate(self, logits: Tensor) -> Tensor:
         return gumbel_keep(logits, self.temperature, self.noise) if self.training else threshold_keep(logits, self.threshold)
 
     @property
     def threshold(self) -> float:
-        """Keep probability needed at inference."""
-        return self.get_knob()
+        """Keep probability needed at inference. It is read from the device only when it changed."""
+        known = self._known_threshold
+        if known is None or not known[0].unchanged(self.knob_value):
+            known = self._known_threshold = (WatchedTensor(self.knob_value), self.get_knob())
+        return known[1]
+
+
+@dataclass(frozen=True)
+class _Logits:
+    """Keep-minus-drop logits of a step.
+
+    Attributes:
+        keep: Of tokens, by stream, [B, N] or [S].
+        heads: By attention, [B, H], those that were not fused.
+        stacked: Those that were, [B, H of all these attentions].
+        fused: Splits them.
+    """
+
+    keep: dict[str, Tensor]
+    heads: dict[str, Tensor]
+    stacked: Tensor | None = None
+    fused: FusedStep | None = None
+
+    def by_attention(self, function: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """An elementwise function of the heads' logits, by attention, [B, H] each."""
+        found = {name: function(logits) for name, logits in self.heads.items()}
+        if self.stacked is not None and self.fused is not None:
+            found |= self.fused.by_attention(function(self.stacked))
+        return found
+
+
+def _check_layers(argument: str, layers: Any) -> None:
+    lists = isinstance(layers, Mapping) and all(
+        isinstance(each, Sequence) and not isinstance(each, str) for each in layers.values()
+    )
+    if layers is not None and not lists:
+        raise ValueError(
+            f"{argument} is {layers!r}; expected lists of layer indices by stage, such as {{'image': [2, 5, 8], 'text': []}}: "
+            "an empty list leaves a stage out, a stage that is not named is trimmed in every layer"
+        )
 
 
 def _key(step: LayerStep, name: str) -> str:

@@ -35,7 +35,7 @@ class HeadTrimmer(nn.Module):
         super().__init__()
         width = sum(guides.values())
         hidden = max(16, width // 8) if hidden is None else hidden
-        self.guides = tuple(guides)
+        self.guides, self.widths = tuple(guides), dict(guides)
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, heads)
         if stable_init:

@@ -71,6 +71,7 @@ class TokenTrimmer(nn.Module):
         hidden = max(16, width // 8) if hidden is None else hidden
         rank = max(16, width // 8) if rank is None else rank
         self.own, self.width, self.rank, self.guides = own, width, rank, tuple(wanted)
+        self.widths = {name: guides[name] for name in wanted}
         self.fc1 = nn.Linear(width, hidden) if "local" in scores else None
         self.fc2 = nn.Linear(hidden, 1, bias=False) if "local" in scores else None
         self.key = nn.Linear(width, rank, bias=False) if wanted else None

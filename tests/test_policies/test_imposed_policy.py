@@ -118,3 +118,22 @@ def test_draws_take_no_random_state_and_follow_the_seed(make_model, make_inputs,
 def test_impossible_shares(values, message):
     with pytest.raises(ValueError, match=message):
         ImposedShares(*values)
+
+
+def test_depths_drawn_at_once_are_those_drawn_one_by_one(make_model, make_inputs, impose):
+    model = make_model(SMARTTRIM)
+    policy = impose(model, 0.6, 0.2)
+    asked = []
+
+    class Both(Policy):
+        def before_layer(self, step, streams, guides):
+            decision = policy.before_layer(step, streams, guides)
+            asked.extend((step, name, streams[name].layout, keep) for name, keep in decision.keep.items())
+            return decision
+
+    with torch.no_grad():
+        for inputs in (make_inputs(model), make_inputs(model, (5,), None), make_inputs(model)):
+            model.trace(inputs, policy=Both(steps=()))
+    assert len(asked) == 3 * 9 and not all(keep.all() for *_, keep in asked)
+    for step, name, layout, keep in asked:
+        assert torch.equal(policy.shares.which_tokens(step, name, layout), keep)

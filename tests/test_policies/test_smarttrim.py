@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 
@@ -86,6 +88,27 @@ def test_head_layers(make_model, make_inputs):
     tokens, heads = dropped(model, make_inputs(model))
     assert heads == {"text.1/text.self", *(f"fusion.0/{s}.{kind}" for s in ("text", "image") for kind in ("self", "cross"))}
     assert {"image.0/image", "text.0/text"} <= tokens
+
+
+def test_layers_that_are_left_out_cost_nothing(make_model, make_inputs):
+    """Trimming one layer of an encoder only is one line, and nothing else is decided on or counted."""
+    layers = {"image": [1], "text": [], "fusion": []}
+    model = make_model(smarttrim(token_layers=layers, head_layers={stage: [] for stage in layers}))
+    assert set(model.policy.token_trimmers) == {"image_1/image"} and not model.policy.head_trimmers
+    with torch.no_grad():
+        tokens, heads = dropped(model, make_inputs(model))
+    assert tokens == {"image.1/image"} and not heads
+    counts = {name: torch.tensor([5.0]) for name in ("image", "text")}
+    for stage in model.backbone.steps.values():
+        for step in stage:
+            assert bool(model.policy.multiply_adds(step, counts) > 0) == (step.name == "image.1")
+
+
+@pytest.mark.parametrize("layers", [[1, 2], {"image": 1}, {"image": "1"}, "image"])
+@pytest.mark.parametrize("argument", ["token_layers", "head_layers"])
+def test_layers_are_lists_by_stage(make_model, argument, layers):
+    with pytest.raises(ValueError, match=rf"{argument} is {re.escape(repr(layers))}; expected lists of layer indices by stage"):
+        make_model(smarttrim(**{argument: layers}))
 
 
 @pytest.mark.parametrize("argument", ["token_layers", "head_layers"])

@@ -15,7 +15,7 @@ from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.layers.record import TrimRecord
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
 from smarttrim_mm.policies.base import Policy
-from smarttrim_mm.structures import PaddedLayout
+from smarttrim_mm.structures import PackedLayout, PaddedLayout
 
 HOST, HOST_SDPA, PACKED = "host dense", "host dense, SDPA", "packed dense"
 COMPILED, GRAPHED = "host dense, compiled", "host dense, CUDA graph"
@@ -151,9 +151,10 @@ def about_sdpa(model: TrimmedVLM) -> str:
 
 
 def path_of(record: TrimRecord) -> str:
-    """How the layers of a pass ran: ``'packed'``, or the same decisions in ``'dense shapes'``, or some each way."""
-    padded = {isinstance(layout, PaddedLayout) for step in record.steps for layout in step.tokens.values()}
-    return {frozenset({True}): "dense shapes", frozenset({False}): "packed"}.get(frozenset(padded), "mixed")
+    """How the layers of a pass ran: ``'packed'``, or the same decisions in ``'dense shapes'``, or padded to the longest."""
+    kinds = {PackedLayout: "packed", PaddedLayout: "dense shapes"}
+    layouts = {type(layout) for step in record.steps for layout in step.tokens.values()}
+    return ", ".join(sorted({kinds.get(kind, "padded to the longest") for kind in layouts}))
 
 
 def _with_sdpa(model: TrimmedVLM) -> AbstractContextManager:

@@ -122,5 +122,9 @@ def on_random(batches: RandomBatches, policies: Mapping[str, Policy], args: argp
 
 def _rivals(model: TrimmedVLM, imposed: ImposedKeep, first: VLMInputs, speedup: float) -> dict[str, Contender]:
     rivals = importlib.import_module("smarttrim_mm.engine.rivals")
-    found = rivals.rival_contenders(model, imposed, first, speedup)
+
+    def say(name: str, reason: Exception) -> None:
+        print(f"{name} at {speedup:g}x: left out: {reason}")
+
+    found = rivals.rival_contenders(model, imposed, first, speedup, on_skip=say)
     return {f"{name} at {speedup:g}x": run for name, run in found.items()}

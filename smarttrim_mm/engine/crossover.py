@@ -34,9 +34,9 @@ def find_crossover(cfg: Config, model: TrimmedVLM, batches: RandomBatches, args:
         args: The options: speed-ups, batch sizes (the largest counts), rounds.
 
     Returns:
-        JSON data: ``sizes``, see :func:`packed_against_dense_shapes`; ``packed_from``, None where packed execution does not win
-        up to the largest size; ``decisions``, see :func:`~smarttrim_mm.engine.decision_cost.decision_costs`, at the
-        largest size and each speed-up; ``settings``, lines for the config.
+        JSON data: ``sizes``, see :func:`packed_against_dense_shapes`; ``packed_from``, one of them, None where packed execution
+        does not win up to the largest; ``decisions``, see :func:`~smarttrim_mm.engine.decision_cost.decision_costs`, at the
+        largest size and each speed-up; ``settings``, lines for the config, where ``packed_from`` counts image-text pairs.
     """
     largest = max(args.batch_sizes)
     sizes = [2**power for power in range(largest.bit_length()) if 2**power < largest] + [largest]
@@ -44,7 +44,8 @@ def find_crossover(cfg: Config, model: TrimmedVLM, batches: RandomBatches, args:
     settings_of({})  # a policy without such settings is refused before anything is timed
     found = packed_against_dense_shapes(model, batches, sizes, args)
     packed_from = first_of_wins({size: min(ratios["median"] for ratios in each.values()) for size, each in found.items()})
-    lines = [] if packed_from is None else [f"model.packed_from={packed_from}"]
+    pairs = model.backbone.input_format.get("images_per_text", 1)
+    lines = [] if packed_from is None else [f"model.packed_from={packed_from * pairs}"]
     if packed_from is None:
         print(f"packed execution does not beat the same decisions in dense shapes up to batch {largest} at every speed-up")
     decisions = {}

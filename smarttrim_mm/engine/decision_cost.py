@@ -1,11 +1,12 @@
 """Whether a policy's decision before a layer saves more time than it takes.
 
 What is measured, on packed random batches in which nothing was dropped before: for each layer, the time of deciding on tokens
-and of cutting, the time of deciding on heads, and how much faster the layer runs for each token that is missing, and with heads
-off. What is assumed: that in every stage the tokens of a stream fall geometrically, layer by layer, to the share that decisions
-imposed for the wanted speed-up leave, a later stage beginning where an earlier one ended; and that, where a decision is left
-out, its tokens stay until the next one. Which layers then decide, so that decisions and layers together take least time, is
-found exactly (:func:`layers_that_pay`). What it does to the accuracy is not known here.
+and of cutting, the time of deciding on heads, and how much faster the layer runs for each token that is missing, and with
+heads off. Layers of one stage and shape share their measurements. What is assumed: that in every stage the tokens of a stream
+fall geometrically, layer by layer, to the share that decisions imposed for the wanted speed-up leave, a later stage beginning
+where an earlier one ended; and that, where a decision is left out, its tokens stay until the next one. Which layers then
+decide, so that decisions and layers together take least time, is found exactly (:func:`layers_that_pay`). What it does to the
+accuracy is not known here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -93,6 +95,7 @@ def weigh(times: Sequence[LayerTimes], *, share: float) -> dict[str, Any]:
         for layer in layers:
             passed += bool(layer.decide_tokens)
             levels.append({name: count * each_leaves**passed for name, count in begin.items()})
+        layers = pool(layers)
         decide = [median(layer.decide_tokens) if layer.decide_tokens else None for layer in layers]
         slopes = [{name: layer.ms_per_token(name) for name in begin} for layer in layers]
         running = [[sum(slope[name] * level[name] for name in begin) for level in (begin, *levels)] for slope in slopes]
@@ -110,6 +113,28 @@ def weigh(times: Sequence[LayerTimes], *, share: float) -> dict[str, Any]:
                 pay[kind].setdefault(stage, [])
         ended |= {modality(name) for name in begin} if deciding else set()
     return {"share_left_by_a_stage": share, "layers": rows, "layers_that_pay": pay, "layers_that_cannot_pay": cannot}
+
+
+def pool(layers: Sequence[LayerTimes]) -> list[LayerTimes]:
+    """The layers of a stage, those of one shape sharing their measurements: they do the same, and differ by noise."""
+
+    def shape(layer: LayerTimes) -> tuple[Any, ...]:
+        decides = (bool(layer.decide_tokens), bool(layer.decide_heads))
+        return (tuple(layer.step.layers), tuple(layer.step.streams().items()), tuple(layer.per_token), decides)
+
+    found = []
+    for layer in layers:
+        alike = [other for other in layers if shape(other) == shape(layer)]
+        found.append(
+            replace(
+                layer,
+                decide_tokens=[ms for other in alike for ms in other.decide_tokens],
+                decide_heads=[ms for other in alike for ms in other.decide_heads],
+                heads_off=[ms for other in alike for ms in other.heads_off],
+                per_token={name: [ms for other in alike for ms in other.per_token[name]] for name in layer.per_token},
+            )
+        )
+    return found
 
 
 def layers_that_pay(decide: Sequence[float | None], running: Sequence[Sequence[float]]) -> set[int]:

@@ -64,7 +64,8 @@ def test_tool_makes_up_answers(native):
 def test_tool_compares_policies_at_the_same_speedups_and_rivals_in_the_same_rounds(native, tmp_path, monkeypatch, capsys):
     config, asked = native("blip_nlvr2_smarttrim-2x", SMALL_NLVR2), []
 
-    def rival_contenders(model, imposed, first, speedup):
+    def rival_contenders(model, imposed, first, speedup, on_skip):
+        on_skip("merging", ValueError("too fast"))
         asked.append((type(imposed.policy).__name__, len(first.sample_ids), speedup))
         return {"mask-only": lambda inputs: model.trace(inputs, kind="masked", policy=imposed)}
 
@@ -85,7 +86,9 @@ def test_tool_compares_policies_at_the_same_speedups_and_rivals_in_the_same_roun
     assert json.loads((tmp_path / "out" / "benchmark.json").read_text()) == content
     assert "| 2 | Random at 1.1x | packed |" in (tmp_path / "out" / "benchmark.md").read_text()
     assert (tmp_path / "out" / "benchmark.png").read_bytes()[:4] == b"\x89PNG"
-    assert "SmartTrim and Random decide live and are overruled" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "SmartTrim and Random decide live and are overruled" in printed
+    assert "merging at 1.1x: left out: too fast" in printed
 
 
 def test_tool_compiles_the_dense_baseline(small_config, monkeypatch, capsys):

@@ -66,6 +66,17 @@ def test_what_pays_follows_from_the_times(small_model):
     assert noise["layers_that_pay"]["token"] == {"image": []}
 
 
+def test_layers_of_one_shape_share_what_was_measured(small_model):
+    times = times_of(small_model({"type": "SmartTrim"}), decide=1.0, per_token=1.0)
+    times[1].decide_tokens[:] = [7.0]  # the machine was busy
+    times[2].heads_off[:] = [-7.0]
+    result = weigh(times, share=0.125)
+    assert [row["tokens_ms"] for row in result["layers"]] == [1.0] * 3
+    assert result["layers_that_pay"]["head"] == {"image": [0, 1, 2]}
+    times[0].decide_heads.clear()  # another shape: no head decision
+    assert [row["heads_save_ms"] for row in weigh(times, share=0.125)["layers"]] == [2.0, -2.5, -2.5]
+
+
 def test_a_later_stage_begins_where_an_earlier_one_ended(small_model):
     model = small_model({"type": "SmartTrim"})
     times = times_of(model, decide=0.5, per_token=1.0)

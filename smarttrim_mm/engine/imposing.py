@@ -12,6 +12,7 @@ from smarttrim_mm.engine.calibration import bisect
 from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.layers.record import PlansCuts, TrimRecord
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
+from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.policies.imposed import ImposedKeep
 from smarttrim_mm.utils.random_inputs import random_inputs
 
@@ -24,7 +25,7 @@ _CLS, _SEP = 101, 102
 
 
 def random_rounds(
-    shape: Mapping[str, int], *, text_length: int, batch_size: int, rounds: int, seed: int = 0
+    shape: Mapping[str, int], *, text_length: int | tuple[int, int], batch_size: int, rounds: int, seed: int = 0
 ) -> Iterator[VLMInputs]:
     """Batches of random images and texts, each image and text a new one.
 
@@ -33,13 +34,16 @@ def random_rounds(
 
     Args:
         shape: The backbone's ``input_format``.
-        text_length: Tokens of each text, begin and end included.
+        text_length: Tokens of each text, begin and end included; or the least and the most, any between them as likely.
         batch_size: Samples of a batch.
         rounds: Number of batches.
         seed: Of everything.
     """
+    least, most = (text_length, text_length) if isinstance(text_length, int) else text_length
+    generator = torch.Generator().manual_seed(seed)
     for number in range(rounds):
-        inputs = random_inputs(shape, [text_length] * batch_size, seed=1_000_003 * seed + number)
+        lengths = torch.randint(least, most + 1, (batch_size,), generator=generator).tolist()
+        inputs = random_inputs(shape, lengths, seed=1_000_003 * seed + number)
         pairs = len(inputs.sample_ids)
         ids = torch.arange(pairs) + number * pairs
         texts = None if inputs.text_ids is None else ids[:: inputs.pairs_per_sample]
@@ -81,18 +85,20 @@ def impose(
     first: VLMInputs,
     speedups: Sequence[float],
     *,
+    policy: Policy | None = None,
     rounds: range = range(1),
     spread: float = SPREAD,
     seed: int = 0,
 ) -> dict[float, ImposedKeep]:
-    """The model's policy, overruled so that it reaches given speed-ups on random rounds.
+    """A policy, overruled so that it reaches given speed-ups on random rounds.
 
     One pass is run; the rest is counted from its record, by the shares that the rounds' instances will draw.
 
     Args:
         model: The model, in evaluation mode.
-        first: The first of :func:`random_rounds`.
+        first: The first of :func:`random_rounds`; if texts differ in length, with texts of the mean length.
         speedups: Wanted ratios of dense to decided multiply-adds of the whole model.
+        policy: The policy; None: the model's own.
         rounds: Which of the rounds are meant.
         spread: Relative standard deviation of the shares.
         seed: Of the draws.
@@ -101,22 +107,23 @@ def impose(
         ValueError: If a speed-up is out of reach; the message says what can be reached.
     """
     steps = [step for stage in model.backbone.steps.values() for step in stage]
-    start = ImposedKeep.around(model.policy, steps, spread=spread, seed=seed)
+    policy = model.policy if policy is None else policy
+    start = ImposedKeep.around(policy, steps, spread=spread, seed=seed)
     inputs = first.to(next(model.parameters()).device)
     record = model.trace(inputs, policy=start)[1]
     dense = float(record.dense_multiply_adds().double().sum())
     most = dense / _planned(record, start, 0.0)
     pairs = len(inputs.sample_ids)
 
-    def reached(policy: ImposedKeep) -> float:
-        shifts = (replace(policy.shares, shift=number * pairs) for number in rounds)
-        return dense * len(rounds) / sum(_planned(record, policy, shares) for shares in shifts)
+    def reached(imposed: ImposedKeep) -> float:
+        shifts = (replace(imposed.shares, shift=number * pairs) for number in rounds)
+        return dense * len(rounds) / sum(_planned(record, imposed, shares) for shares in shifts)
 
     found = {}
     for speedup in speedups:
         if speedup > most:
             raise ValueError(
-                f"speedup is {speedup:g}, but {type(model.policy).__name__} reaches at most {most:.2f} here, with nothing but "
+                f"speedup is {speedup:g}, but {type(policy).__name__} reaches at most {most:.2f} here, with nothing but "
                 "protected tokens and none of the heads that it may cut left, its own compute counted. Ask for less; or let it "
                 "trim more layers and streams; or make smaller what it does not trim, as model.backbone.num_candidates=16 does "
                 "of a decoder"

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from smarttrim_mm.engine.benchmark import HOST, PACKED, in_words
 from smarttrim_mm.engine.comparison import Comparison, compare
+from smarttrim_mm.engine.contenders import HOST, PACKED
+from smarttrim_mm.engine.machine import in_words
 
 DENSE_ACCURACY = 0.88  # wanted of the dense model
 ACCURACY_LOSS = 1.0  # points that trimming may cost

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from smarttrim_mm.engine.benchmark import HOST
+from smarttrim_mm.engine.contenders import HOST
 from smarttrim_mm.engine.progress import clock
 
 

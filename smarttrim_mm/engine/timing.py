@@ -60,6 +60,7 @@ def interleave(
     warmup: int = 2,
     synchronize: Callable[[], None] = lambda: None,
     after: Callable[[str, Batch, Any], None] = lambda *_: None,
+    on_run: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timings:
     """Times contenders in turn on every batch.
@@ -74,6 +75,7 @@ def interleave(
         warmup: Rounds that are not timed.
         synchronize: Waits until the device is idle.
         after: Told of name, batch and result of each timed run, outside the timing.
+        on_run: Told of each run, those of the warm-up too, likewise.
         clock: Gives seconds.
 
     Returns:
@@ -97,6 +99,7 @@ def interleave(
             if number >= warmup:
                 seconds[name].append(spent)
                 after(name, batch, result)
+            on_run()
     if not seconds[order[0]]:
         raise ValueError(f"there is no batch beyond the warm-up of {warmup}; give more batches")
     return Timings(seconds)

@@ -9,11 +9,8 @@ of training computes on every token, whatever is kept: its cost depends neither 
 random ones serve.
 
 **Peak memory** is what tensors take at the highest point of a step: what is there before it (parameters, buffers, the state of
-the optimiser, counted from the tensors themselves), and the most that the step allocates on top of that, gradients included. On
-a GPU the latter is ``torch.cuda.max_memory_allocated`` over the value before the step. On a CPU torch's profiler reports each
-allocation and release of the CPU's allocator, and the highest of their running sums is taken. The resident size of the
-process would also count the interpreter, what the C library has not given back, and the tensors of other contenders. Left out
-are memory that libraries take past torch's allocators and, on a GPU, fragmentation.
+the optimiser, counted from the tensors themselves), and the most that the step allocates on top of that, gradients included.
+The latter is measured by :mod:`~smarttrim_mm.engine.memory`.
 """
 
 import argparse
@@ -26,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import accumulate, chain, islice, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +31,12 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
-from smarttrim_mm.engine.benchmark import in_words, load, machine, synchronizer
 from smarttrim_mm.engine.building import build_loader, build_model, read_config
 from smarttrim_mm.engine.cost_sheet import check_length
 from smarttrim_mm.engine.imposing import random_answers, random_rounds
+from smarttrim_mm.engine.machine import in_words, load, machine, synchronizer
+from smarttrim_mm.engine.memory import MIB, peak_growth, storage_bytes
 from smarttrim_mm.engine.progress import Progress
 from smarttrim_mm.engine.timing import Spread, interleave
 from smarttrim_mm.inputs import VLMInputs
@@ -56,7 +53,6 @@ PARTS = ("dense pass", "forward", "backward", "optimizer")
 MODES = {"fp32": (False, False), "bf16": (True, False), "checkpointed": (False, True), "bf16+checkpointed": (True, True)}
 WARMUP = 2
 ANSWER_LENGTH = 5
-_MIB = 2**20
 
 
 @dataclass
@@ -227,8 +223,8 @@ def train_cost(
                     part: asdict(Spread.of(spent[part] / base for spent, base in zip(parts[name], whole, strict=True)))
                     for part in PARTS
                 },
-                "peak_mib": memory[name][0] / _MIB,
-                "held_mib": memory[name][1] / _MIB,
+                "peak_mib": memory[name][0] / MIB,
+                "held_mib": memory[name][1] / MIB,
             }
             for name in steps
         },
@@ -241,29 +237,7 @@ def held_bytes(step: Step) -> int:
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     state = step.optim.optimizer.state
     tensors += [value for tensor in tensors for value in state.get(tensor, {}).values() if isinstance(value, Tensor)]
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())
-
-
-def peak_growth(run: Callable[[], object], device: torch.device) -> int:
-    """The most bytes that tensors take while something runs, over what they took before.
-
-    Args:
-        run: What runs; it must not release tensors of before.
-        device: Where they lie.
-    """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    events = profiler.profiler.kineto_results.events()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    return max(accumulate((change for _, change in changes), initial=0))
+    return storage_bytes(tensors)
 
 
 def table(name: str, result: Mapping[str, Any]) -> str:

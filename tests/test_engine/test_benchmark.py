@@ -1,14 +1,14 @@
 import json
-import math
+import sys
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from smarttrim_mm.engine import benchmark as tool
-from smarttrim_mm.engine.benchmark import HOST, HOST_SDPA, PACKED, benchmark, draw_pairs, table
-from smarttrim_mm.registry import MODELS
-from smarttrim_mm.testing import backbone_cases, excite, random_inputs
+from smarttrim_mm.engine.contenders import COMPILED, HOST, HOST_SDPA, PACKED
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "lavis_blip"
 SMALL_NLVR2 = """
@@ -19,77 +19,6 @@ model = dict(backbone=dict(
 ))
 """
 SMALL_VQA = SMALL_NLVR2.replace("num_hidden_layers=7", "num_hidden_layers=2")
-
-
-def test_result_holds_the_compute_of_the_timed_pairs(small_model, batches):
-    model = small_model({"type": "SmartTrim", "stable_init": False})
-    data = [inputs.unshared() for inputs in batches(model)]
-    runs = []
-    result = benchmark(model, iter(data), warmup=1, on_run=lambda: runs.append(1))
-    assert len(runs) == 3 * 2
-    assert (result["rounds"], result["pairs"]) == (2, 8)
-    assert list(result["contenders"]) == [HOST, PACKED, "SmartTrim"]
-    with torch.inference_mode():
-        records = [model.trace(inputs)[1] for inputs in data[1:]]
-    decided = torch.cat([record.multiply_adds() for record in records]).mean().item() / 1e6
-    dense = torch.cat([record.dense_multiply_adds() for record in records]).mean().item() / 1e6
-    executed = sum(record.executed_multiply_adds() for record in records) / 2 / 1e6
-    row = result["contenders"]["SmartTrim"]
-    assert row["decided_multiply_adds"] == pytest.approx(decided)
-    assert row["executed_multiply_adds"] == pytest.approx(executed)
-    assert result["dense_multiply_adds"] == pytest.approx(dense)
-    assert result["contenders"][PACKED]["decided_multiply_adds"] == pytest.approx(dense)
-    assert result["contenders"][HOST]["decided_multiply_adds"] == pytest.approx(dense)
-    assert result["contenders"][HOST]["speedup"] == {"median": 1.0, "q1": 1.0, "q3": 1.0}
-    assert 0 <= result["largest_logit_difference_of_dense_forwards"] < 1e-4
-
-
-def test_a_forward_that_breaks_is_not_overlooked(small_model, batches, monkeypatch):
-    model = small_model({"type": "Dense"})
-    own = model.host_forward
-    monkeypatch.setattr(model, "host_forward", lambda inputs: own(inputs).index_fill(1, torch.tensor([0]), float("nan")))
-    assert math.isnan(benchmark(model, iter(batches(model)), warmup=1)["largest_logit_difference_of_dense_forwards"])
-
-
-def test_dense_policy_is_not_timed_twice(small_model, batches):
-    model = small_model({"type": "Dense"})
-    assert list(benchmark(model, iter(batches(model)), warmup=1)["contenders"]) == [HOST, PACKED]
-
-
-def test_both_baselines_of_a_host_with_attention_of_its_own():
-    backbone = {**backbone_cases()["LavisBackbone/blip_vqa text first"], "num_candidates": 3}  # of 5 answers
-    model = MODELS.build({"type": "TrimmedVLM", "backbone": backbone, "policy": {"type": "SmartTrim", "stable_init": False}})
-    excite(model.eval())
-    data = [random_inputs(model.backbone.input_format, [9, 6], seed=seed) for seed in range(4)]
-    result = benchmark(model, iter(data), warmup=1)
-    rows = result["contenders"]
-    assert list(rows) == [HOST, HOST_SDPA, PACKED, "SmartTrim"]
-    assert result["sdpa_baseline"] == HOST_SDPA
-    assert rows[HOST_SDPA]["speedup_over_sdpa"] == rows[HOST]["speedup"] == {"median": 1.0, "q1": 1.0, "q3": 1.0}
-    assert rows[HOST_SDPA]["executed_multiply_adds"] is None
-    assert rows[HOST_SDPA]["decided_multiply_adds"] == rows[HOST]["decided_multiply_adds"]
-    dense = result["dense_multiply_adds"]
-    assert rows["SmartTrim"]["dense_over_decided"] == pytest.approx(dense / rows["SmartTrim"]["decided_multiply_adds"])
-    assert 0 <= result["largest_logit_difference_of_dense_forwards"] < 1e-3  # of the candidates
-
-
-def test_one_baseline_where_the_host_has_the_same_attention_or_says_nothing(small_model, batches, monkeypatch):
-    model = small_model({"type": "Dense"})
-    result = benchmark(model, iter(batches(model)), warmup=1)
-    assert result["sdpa_baseline"] == HOST
-    assert result["contenders"][PACKED]["speedup_over_sdpa"] == result["contenders"][PACKED]["speedup"]
-    assert "over SDPA" not in table("batch 8", result)
-    monkeypatch.setattr(type(model.backbone), "host_uses_sdpa", False)
-    result = benchmark(model, iter(batches(model)), warmup=1)
-    assert result["sdpa_baseline"] is None
-    assert result["contenders"][PACKED]["speedup_over_sdpa"] is None
-
-
-def test_policies_are_timed_in_place_of_the_models_own(small_model, batches):
-    model = small_model({"type": "SmartTrim"})
-    rows = benchmark(model, iter(batches(model)), warmup=1, policies={"other": model.dense})["contenders"]
-    assert list(rows) == [HOST, PACKED, "other"]
-    assert rows["other"]["dense_over_decided"] == pytest.approx(1)
 
 
 @pytest.fixture
@@ -132,32 +61,78 @@ def test_tool_makes_up_answers(native):
     assert 0 <= result["largest_logit_difference_of_dense_forwards"] < 1e-3
 
 
+def test_tool_compares_policies_at_the_same_speedups_and_rivals_in_the_same_rounds(native, tmp_path, monkeypatch, capsys):
+    config, asked = native("blip_nlvr2_smarttrim-2x", SMALL_NLVR2), []
+
+    def rival_contenders(model, imposed, first, speedup, on_skip):
+        on_skip("merging", ValueError("too fast"))
+        asked.append((type(imposed.policy).__name__, len(first.sample_ids), speedup))
+        return {"mask-only": lambda inputs: model.trace(inputs, kind="masked", policy=imposed)}
+
+    module = ModuleType("rivals")
+    module.rival_contenders = rival_contenders
+    monkeypatch.setitem(sys.modules, "smarttrim_mm.engine.rivals", module)
+    arguments = ["--policies", "SmartTrim", "Random", "--speedups", "1.1", "--rivals", "--text-lengths", "5", "9"]
+    sizes = ["--batch-sizes", "2", "--rounds", "2", "--warmup", "1", "--dtype", "bf16", "--out", str(tmp_path / "out")]
+    content = tool.main([config, *arguments, *sizes])
+    assert asked == [("SmartTrim", 4, 1.1)]  # two images a sample
+    (result,) = content["results"]
+    rows = result["contenders"]
+    assert list(rows) == [HOST, HOST_SDPA, PACKED, "SmartTrim at 1.1x", "mask-only at 1.1x", "Random at 1.1x"]
+    assert rows["mask-only at 1.1x"]["path"] == "dense shapes"
+    assert rows["mask-only at 1.1x"]["decided_multiply_adds"] == rows["SmartTrim at 1.1x"]["decided_multiply_adds"]
+    assert rows["Random at 1.1x"]["dense_over_decided"] == pytest.approx(1.1, rel=0.05)
+    assert (content["dtype"], content["text_lengths"], content["policies"]) == ("bf16", [5, 9], ["SmartTrim", "Random"])
+    assert json.loads((tmp_path / "out" / "benchmark.json").read_text()) == content
+    assert "| 2 | Random at 1.1x | packed |" in (tmp_path / "out" / "benchmark.md").read_text()
+    assert (tmp_path / "out" / "benchmark.png").read_bytes()[:4] == b"\x89PNG"
+    printed = capsys.readouterr().out
+    assert "SmartTrim and Random decide live and are overruled" in printed
+    assert "merging at 1.1x: left out: too fast" in printed
+
+
+def test_tool_compiles_the_dense_baseline(small_config, monkeypatch, capsys):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    arguments = ["--random-inputs", "--compile", "--text-length", "6", "--batch-sizes", "1", "--rounds", "1", "--warmup", "1"]
+    (result,) = tool.main([small_config("smarttrim"), *arguments])["results"]
+    assert list(result["contenders"]) == [HOST, PACKED, COMPILED, "SmartTrim"]
+    assert "host dense, CUDA graph: left out, as the model is on the cpu" in capsys.readouterr().out
+
+
+def test_tool_finds_crossovers_and_prints_settings_that_configs_take(native, tmp_path, capsys):
+    config, out = native("blip_nlvr2_smarttrim-2x", SMALL_NLVR2), tmp_path / "out"
+    arguments = [
+        "--crossover",
+        "--speedups",
+        "1.1",
+        "--text-length",
+        "6",
+        "--batch-sizes",
+        "3",
+        "--rounds",
+        "2",
+        "--warmup",
+        "1",
+    ]
+    content = tool.main([config, *arguments, "--out", str(out)])
+    found = content["crossover"]
+    assert json.loads((out / "crossover.json").read_text()) == content
+    assert list(found["sizes"]) == ["1", "2", "3"] and list(found["sizes"]["1"]) == ["1.1"]
+    assert found["packed_from"] in (None, 1, 2, 3)
+    layers = found["decisions"]["1.1"]["layers"]
+    assert [row["layer"] for row in layers][:2] == ["image.0", "image.1"]
+    assert all(row["tokens_ms"] > 0 for row in layers if row["tokens_ms"] is not None)
+    lines = [line for line in found["settings"] if line.startswith("model.policy")]
+    assert lines and all(line in capsys.readouterr().out for line in lines[:1])
+    options = tool.parser().parse_args([config, "--cfg-options", *lines]).cfg_options
+    tool.build_model(tool.read_config(config, options))
+
+
 def test_tool_says_what_can_be_reached(native, capsys):
     config = native("blip_nlvr2_smarttrim-2x", SMALL_NLVR2)
     with pytest.raises(ValueError, match=r"speedup is 90, but SmartTrim reaches at most \d+\.\d+ here"):
         tool.main([config, "--speedups", "1.1", "90", "--rounds", "1"])
     assert "host dense" not in capsys.readouterr().out  # nothing is timed first
-
-
-def test_pairs_are_unshared_new_and_drawn_by_the_seed(small_config):
-    cfg = tool.read_config(small_config("dense"))
-    model, loader = tool.build_model(cfg), tool.build_loader(cfg, "test")
-
-    def draw(seed: int):
-        return list(draw_pairs(model, loader, batch_size=4, rounds=3, seed=seed))
-
-    first, again, other = draw(1), draw(1), draw(2)
-    items = [loader.dataset[i]["data_samples"] for i in range(len(loader.dataset))]
-    questions = {int(q): item.image_id for item in items for q in item.question_ids}
-    for inputs in first:
-        assert inputs.image_index is None
-        assert inputs.images.shape[0] == inputs.input_ids.shape[0] == 4
-        assert int(inputs.text_mask.sum(1).max()) == inputs.input_ids.shape[1]  # padded to the longest, no further
-        assert [questions[int(q)] for q in inputs.sample_ids] == inputs.image_ids.tolist()
-    every = torch.cat([inputs.image_ids for inputs in first])
-    assert every[:6].unique().numel() == 6  # all images before any comes again
-    assert all(torch.equal(a.sample_ids, b.sample_ids) for a, b in zip(first, again, strict=True))
-    assert any(not torch.equal(a.sample_ids, b.sample_ids) for a, b in zip(first, other, strict=True))
 
 
 def test_tool_writes_ratios_machine_and_command(small_config, small_checkpoint, tmp_path, capsys, monkeypatch):
@@ -181,20 +156,6 @@ def test_tool_writes_ratios_machine_and_command(small_config, small_checkpoint, 
     assert "packed dense" in printed
 
 
-def test_table_shows_every_contender():
-    row = {
-        "ms_per_batch": {"median": 20.0, "q1": 19.0, "q3": 21.0},
-        "speedup": {"median": 1.5, "q1": 1.4, "q3": 1.6},
-        "decided_multiply_adds": 11.0,
-        "executed_multiply_adds": 11.5,
-    }
-    host = {**row, "speedup": {"median": 1.0, "q1": 1.0, "q3": 1.0}, "executed_multiply_adds": None}
-    lines = table("batch 8", {"contenders": {HOST: host, "SmartTrim": row}}).splitlines()
-    assert lines[1].split() == ["host", "dense", "1.00", "20.0", "11.00"]
-    assert lines[2].split() == ["SmartTrim", "1.50", "1.40", "-", "1.60", "20.0", "11.00", "11.50"]
-    assert len({len(line) for line in (lines[0], lines[2])}) == 1
-
-
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -206,6 +167,13 @@ def test_table_shows_every_contender():
         (["--speedups", "0.5"], r"--speedups is 0\.5"),
         (["--speedups", "2", "--spread", "0.7"], r"spread is 0\.7"),
         (["--speedups", "2"], r"Dense reaches at most 1\.00"),
+        (["--policies", "Random", "--speedups", "0.2"], r"--speedups is 0\.2"),
+        (["--rivals"], "--rivals is given without --speedups"),
+        (["--crossover"], "Dense has no setting of the layers"),
+        (["--text-lengths", "5", "9"], r"--text-lengths is \[5, 9\] without --random-inputs"),
+        (["--random-inputs", "--text-lengths", "9", "5"], r"--text-lengths is \[9, 5\]; expected the least first"),
+        (["--random-inputs", "--text-lengths", "1", "5"], "text length is 1"),
+        (["--random-inputs", "--text-length", "5", "--text-lengths", "5", "9"], "--text-length is 5 and --text-lengths"),
         (["--spread", "0.2"], r"--spread is 0\.2 without --speedups"),
         (["--text-length", "9"], "--text-length is 9 without --random-inputs"),
         (["--random-inputs", "--text-length", "1"], "text length is 1"),

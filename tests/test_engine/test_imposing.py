@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from smarttrim_mm.engine.imposing import impose, random_answers, random_rounds
-from smarttrim_mm.registry import MODELS
+from smarttrim_mm.registry import MODELS, POLICIES
 from smarttrim_mm.testing import backbone_cases, excite
 
 CASES = backbone_cases()
@@ -91,6 +91,30 @@ def test_rounds_are_new_and_seeded(name):
     assert all(torch.equal(a.images, b.images) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a.images, b.images) for a, b in zip(first, other, strict=True))
     assert not torch.equal(first[0].images, first[1].images)
+
+
+def test_texts_of_unequal_lengths_are_padded_and_hardly_move_the_speedup():
+    model = build("METER/shared images")
+    shape = model.backbone.input_format
+    batches = list(random_rounds(shape, text_length=(4, 12), batch_size=4, rounds=9))
+    lengths = torch.cat([inputs.text_mask.sum(1) for inputs in batches])
+    assert lengths.min() == 4 and lengths.max() == 12
+    assert all(inputs.input_ids.shape[1] == inputs.text_mask.sum(1).max() for inputs in batches)
+    mean = next(random_rounds(shape, text_length=8, batch_size=4, rounds=1))
+    (policy,) = impose(model, mean, [1.3], rounds=range(1, 9)).values()
+    assert reached(model, batches[1:], policy) == pytest.approx(1.3, rel=0.04)
+
+
+def test_another_policy_than_the_models_is_imposed_on():
+    model = build("METER/shared images")
+    steps = [step for stage in model.backbone.steps.values() for step in stage]
+    other = POLICIES.build({"type": "Random"}, default_args={"steps": steps})
+    inputs = rounds_of(model, 1)[0]
+    (policy,) = impose(model, inputs, [1.2], policy=other).values()
+    assert policy.policy is other
+    assert reached(model, [inputs], policy) == pytest.approx(1.2, rel=0.02)
+    with pytest.raises(ValueError, match="but Random reaches at most"):
+        impose(model, inputs, [50], policy=other)
 
 
 def test_answers_are_different_and_of_three_to_five_tokens():

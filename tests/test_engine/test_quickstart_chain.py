@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from smarttrim_mm.engine import quickstart
-from smarttrim_mm.engine.benchmark import HOST, PACKED
+from smarttrim_mm.engine.contenders import HOST, PACKED
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "meter"
 FAKE_TOOL = """

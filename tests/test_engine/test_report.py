@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from smarttrim_mm.engine.benchmark import HOST, PACKED
+from smarttrim_mm.engine.contenders import HOST, PACKED
 from smarttrim_mm.engine.report import Row, build_report
 from smarttrim_mm.engine.report_text import kept_table, render, render_console, table
 

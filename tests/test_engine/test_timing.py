@@ -53,6 +53,18 @@ def test_results_are_handed_over_outside_the_timing():
     assert timings.seconds == {"a": [2.0]}
 
 
+def test_every_run_is_told_outside_the_timing():
+    clock, told = FakeClock(), []
+
+    def on_run():
+        clock.now += 50
+        told.append(1)
+
+    timings = interleave({"a": contender(clock, [], "a", 1.0)}, [1, 2], warmup=1, on_run=on_run, clock=clock)
+    assert len(told) == 2
+    assert timings.seconds == {"a": [2.0]}
+
+
 def test_device_is_waited_for_before_and_after_each_run():
     clock, events = FakeClock(), []
     contenders = {"a": lambda batch: events.append("run")}

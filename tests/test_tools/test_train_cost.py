@@ -8,7 +8,7 @@ import torch
 from smarttrim_mm.backbones.meter import METER
 from smarttrim_mm.engine import train_cost as tool
 from smarttrim_mm.engine.building import build_model, read_config
-from smarttrim_mm.engine.train_cost import MODES, PARTS, PLAIN, build_steps, held_bytes, peak_growth, plain_model, table
+from smarttrim_mm.engine.train_cost import MODES, PARTS, PLAIN, build_steps, held_bytes, plain_model, table
 from smarttrim_mm.losses.answers import AnswerGeneration
 from smarttrim_mm.registry import MODELS
 from smarttrim_mm.testing import random_inputs
@@ -100,17 +100,6 @@ def test_a_frozen_teacher_is_the_dense_pass(trained, tmp_path):
     state = sum(p.numel() for p in model.parameters()) * 8  # AdamW's two averages
     frozen = sum(p.numel() for p in model.backbone.parameters()) * 4
     assert held_bytes(step) - without == pytest.approx(state + frozen, rel=0.01)
-
-
-def test_peak_of_tensors_alive():
-    before = torch.zeros(1000)  # there already: not counted
-
-    def run():
-        kept = torch.zeros(2**20)  # 4 MiB
-        torch.zeros(2**21)  # 8 MiB, gone at once
-        return [kept, torch.zeros(2**19)]  # 2 MiB
-
-    assert peak_growth(run, before.device) == pytest.approx(12 * 2**20, abs=4096)
 
 
 def test_tool_compares_all_modes_without_data(tmp_path, capsys):

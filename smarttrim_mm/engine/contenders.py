@@ -45,7 +45,7 @@ def dense_contenders(model: TrimmedVLM) -> dict[str, Contender]:
 
 def policy_contenders(model: TrimmedVLM, policies: Mapping[str, Policy]) -> dict[str, Contender]:
     """The model as it infers, under policies, by name."""
-    return {name: partial(model.trace, policy=policy) for name, policy in policies.items()}
+    return {name: partial(model.trace, kind=None, policy=policy) for name, policy in policies.items()}
 
 
 def compiled_contender(model: TrimmedVLM, first: VLMInputs, precision: Precision = PRECISIONS["fp32"]) -> Contender:

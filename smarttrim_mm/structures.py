@@ -40,6 +40,11 @@ class PaddedLayout:
     def batch_size(self) -> int:
         return self.gate.shape[0]
 
+    @property
+    def size(self) -> int:
+        """Padded length N of the stream."""
+        return self.gate.shape[1]
+
     def counts(self) -> Tensor:
         """Kept tokens per instance, fp32 [B]; differentiable in the gate."""
         return self.gate.sum(1)
@@ -317,18 +322,17 @@ class TokenStream:
         layout = self.layout
         if isinstance(layout, PackedLayout):
             return self
-        flat = layout.kept_grid().flatten().nonzero().squeeze(1)
-        size = layout.gate.shape[1]
-        instance = flat // size
+        flat = (layout.gate > 0).flatten().nonzero().squeeze(1)
+        instance = flat // layout.gate.shape[1]
         lengths, cu_seqlens = _lengths(instance, layout.batch_size)
         packed = PackedLayout(
             lengths=lengths,
             cu_seqlens=cu_seqlens,
             instance=instance,
-            source=flat % size,
+            source=layout.positions().expand(layout.gate.shape).flatten().index_select(0, flat),
             protected=layout.protected.flatten().index_select(0, flat),
             ids=layout.ids,
-            size=size,
+            size=layout.size,
             real=layout.full(),
             guide_index=layout.guide_index,
         )

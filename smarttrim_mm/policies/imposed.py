@@ -15,7 +15,7 @@ from torch import Tensor
 from smarttrim_mm.layers.views import AttentionView, LayerStep, modality
 from smarttrim_mm.ops.ranking import hash_uniform, keep_top
 from smarttrim_mm.policies.base import Policy
-from smarttrim_mm.structures import Decision, Layout, PackedLayout, Streams
+from smarttrim_mm.structures import Decision, Layout, Streams
 
 _HALF_WIDTH = 3**0.5  # of an even distribution, in standard deviations
 _SHARE, _ORDER, _HEADS = range(3)  # what is drawn
@@ -119,8 +119,8 @@ class ImposedShares:
 
     def which_tokens(self, step: LayerStep, stream: str, layout: Layout) -> Tensor:
         """Those that are left, bool, shaped like the stream's tokens; protected ones come first."""
-        size = layout.size if isinstance(layout, PackedLayout) else layout.gate.shape[1]
-        order = layout.from_grid(_uniform(_ORDER, self.seed, self._shifted(layout.ids), 1, size, layout.ids.device)[0])
+        drawn = _uniform(_ORDER, self.seed, self._shifted(layout.ids), 1, layout.size, layout.ids.device)[0]
+        order = layout.from_grid(drawn)
         grid = layout.to_grid(order.masked_fill(layout.protected, 2.0), -torch.inf)
         return layout.from_grid(keep_top(grid, self.tokens(step, stream, layout).long()))
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from smarttrim_mm.ops.rows import row_numbers, take_tokens
+from smarttrim_mm.ops.rows import row_numbers
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,11 @@ def merge_tokens(x: Tensor, sizes: Tensor, merges: Merges) -> tuple[Tensor, Tens
     Returns:
         The tokens that are left, [B, N - r, D], and their sizes, [B, N - r].
     """
-    weighted = x * sizes.unsqueeze(-1).to(x.dtype)
-    moved = take_tokens(weighted, merges.sources).flatten(0, 1)
-    weighted.view(-1, x.shape[2]).index_add_(0, row_numbers(merges.targets, x.shape[1]), moved)
+    sources, targets, kept = (row_numbers(index, x.shape[1]) for index in (merges.sources, merges.targets, merges.kept))
+    sums = (x * sizes.unsqueeze(-1).to(x.dtype)).flatten(0, 1)
+    sums.index_add_(0, targets, sums.index_select(0, sources))
     sizes = sizes.scatter_add(1, merges.targets, sizes.gather(1, merges.sources)).gather(1, merges.kept)
-    return take_tokens(weighted, merges.kept) / sizes.unsqueeze(-1).to(x.dtype), sizes
+    return sums.index_select(0, kept).unflatten(0, sizes.shape) / sizes.unsqueeze(-1).to(x.dtype), sizes
 
 
 def matching_multiply_adds(tokens: Tensor, width: int, protected: int = 1) -> Tensor:

@@ -69,6 +69,12 @@ def test_more_than_half_cannot_merge(count):
         match_tokens(KEYS[None], count)
 
 
+def test_strides_play_no_part():
+    x = torch.randn(7, 2, 4, generator=torch.Generator().manual_seed(2)).transpose(0, 1)
+    merges, sizes = match_tokens(x, 2), torch.ones(2, 7)
+    assert torch.equal(merge_tokens(x, sizes, merges)[0], merge_tokens(x.contiguous(), sizes, merges)[0])
+
+
 def test_half_precision_stays():
     x = torch.randn(1, 7, 4).bfloat16()
     after, sizes = merge_tokens(x, torch.ones(1, 7), Merges(*(torch.tensor([[i]]) for i in (2, 1)), torch.tensor([[0, 1]])))

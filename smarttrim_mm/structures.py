@@ -49,6 +49,11 @@ class PaddedLayout:
         """Length of the first axis of the tokens."""
         return self.batch_size
 
+    @property
+    def size(self) -> int:
+        """Padded length N of the stream."""
+        return self.gate.shape[1]
+
     def counts(self) -> Tensor:
         """Kept tokens per instance, fp32 [B]; differentiable in the gate."""
         return self.gate.sum(1)
@@ -373,7 +378,7 @@ class TokenStream:
             flat = torch.arange(batch * size, device=self.x.device)
             cu_seqlens = torch.arange(0, batch * size + 1, size, device=self.x.device)
         else:
-            kept = layout.kept_grid()
+            kept = layout.gate > 0
             cu_seqlens = pad(kept.sum(1).cumsum(0), (1, 0))
             (ends,) = to_host([cu_seqlens])
             flat = torch.nonzero_static(kept.flatten(), size=ends[-1]).squeeze(1)
@@ -381,10 +386,10 @@ class TokenStream:
             lengths=tuple(end - begin for begin, end in pairwise(ends)),
             cu_seqlens=cu_seqlens.to(torch.int32),
             instance=flat // size,
-            source=flat % size,
+            source=layout.positions().expand(layout.gate.shape).flatten().index_select(0, flat),
             protected=layout.protected.flatten().index_select(0, flat),
             ids=layout.ids,
-            size=size,
+            size=layout.size,
             real=layout.full(),
             guide_index=layout.guide_index,
         )

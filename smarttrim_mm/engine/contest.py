@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from smarttrim_mm.engine.cost_sheet import check_length
 from smarttrim_mm.engine.drawing import draw_pairs
 from smarttrim_mm.engine.imposing import impose, random_rounds
 from smarttrim_mm.engine.precision import Precision
+from smarttrim_mm.engine.rivals import rival_contenders
 from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
 from smarttrim_mm.policies.base import Policy
@@ -121,10 +121,8 @@ def on_random(batches: RandomBatches, policies: Mapping[str, Policy], args: argp
 
 
 def _rivals(model: TrimmedVLM, imposed: ImposedKeep, first: VLMInputs, speedup: float) -> dict[str, Contender]:
-    rivals = importlib.import_module("smarttrim_mm.engine.rivals")
-
     def say(name: str, reason: Exception) -> None:
         print(f"{name} at {speedup:g}x: left out: {reason}")
 
-    found = rivals.rival_contenders(model, imposed, first, speedup, on_skip=say)
+    found = rival_contenders(model, imposed, first, speedup, on_skip=say)
     return {f"{name} at {speedup:g}x": run for name, run in found.items()}

@@ -136,8 +136,8 @@ class ImposedShares:
 
     def _grid(self, layout: Layout) -> Tensor:
         """Random order of the tokens, protected ones first, -inf where there is none, [B, N]."""
-        size = layout.size if isinstance(layout, PackedLayout) else layout.gate.shape[1]
-        order = layout.from_grid(_uniform(_ORDER, self.seed, self._shifted(layout.ids), 1, size, layout.ids.device)[0])
+        drawn = _uniform(_ORDER, self.seed, self._shifted(layout.ids), 1, layout.size, layout.ids.device)[0]
+        order = layout.from_grid(drawn)
         return layout.to_grid(order.masked_fill(layout.protected, _FIRST), -torch.inf)
 
     def which_heads(self, step: LayerStep, view: AttentionView, ids: Tensor) -> Tensor:

@@ -1,13 +1,12 @@
 import json
-import sys
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
 from smarttrim_mm.engine import benchmark as tool
+from smarttrim_mm.engine import contest
 from smarttrim_mm.engine.contenders import COMPILED, HOST, HOST_SDPA, PACKED
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "lavis_blip"
@@ -69,9 +68,7 @@ def test_tool_compares_policies_at_the_same_speedups_and_rivals_in_the_same_roun
         asked.append((type(imposed.policy).__name__, len(first.sample_ids), speedup))
         return {"mask-only": lambda inputs: model.trace(inputs, kind="masked", policy=imposed)}
 
-    module = ModuleType("rivals")
-    module.rival_contenders = rival_contenders
-    monkeypatch.setitem(sys.modules, "smarttrim_mm.engine.rivals", module)
+    monkeypatch.setattr(contest, "rival_contenders", rival_contenders)
     arguments = ["--policies", "SmartTrim", "Random", "--speedups", "1.1", "--rivals", "--text-lengths", "5", "9"]
     sizes = ["--batch-sizes", "2", "--rounds", "2", "--warmup", "1", "--dtype", "bf16", "--out", str(tmp_path / "out")]
     content = tool.main([config, *arguments, *sizes])

@@ -46,3 +46,31 @@ def least_work(q, of_q, of_k, heads=None):
     """Multiply-adds of the pairs that are on, without padding."""
     on = [len(own) for own in heads.on] if heads is not None else [q.shape[1]] * len(of_q.lengths)
     return 2 * q.shape[-1] * sum(h * n * m for h, n, m in zip(on, of_q.lengths, of_k.lengths, strict=True))
+
+
+def random_cases(draws=30, heads=4, seed=0):
+    """(name, (queries, keys of each instance), gates [B][H] or None): what must hold, and random draws."""
+    named = [
+        ("one token each", ((1, 1, 1), (1, 1, 1)), None),
+        ("one instance", ((7,), (7,)), None),
+        ("one instance of one token", ((1,), (9,)), [[0, 1, 0, 0]]),
+        ("equal lengths", ((6, 6, 6), (6, 6, 6)), None),
+        ("equal lengths, some heads", ((6, 6, 6), (6, 6, 6)), HEADS["some"]),
+        ("very unequal lengths", ((1, 200), (1, 200)), None),
+        ("very unequal lengths, some heads", ((200, 1, 3), (1, 200, 40)), HEADS["some"]),
+        ("one head on", ((3, 4, 5), (5, 4, 3)), [[0, 0, 1, 0]] * 3),
+        ("no head of an instance", ((3, 4, 5), (3, 4, 5)), HEADS["none of one"]),
+        ("no head at all", ((3, 4, 5), (3, 4, 5)), HEADS["none at all"]),
+        ("every head, as a plan", ((3, 4, 5), (3, 4, 5)), [[1] * heads] * 3),
+    ]
+    generator = torch.Generator().manual_seed(seed)
+    for number in range(draws):
+        batch = int(torch.randint(1, 7, (), generator=generator))
+        longest = (4, 20, 60)[number % 3]
+        lengths = [tuple(torch.randint(1, longest, (batch,), generator=generator).tolist()) for _ in range(2)]
+        if number % 2:  # self-attention
+            lengths[1] = lengths[0]
+        share = (0.1, 0.5, 0.9)[number // 2 % 3]
+        on = (torch.rand(batch, heads, generator=generator) < share).int().tolist()
+        named.append((f"draw {number}", tuple(lengths), None if number % 5 == 0 else on))
+    return named

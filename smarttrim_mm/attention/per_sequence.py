@@ -14,6 +14,7 @@ class PerSequenceSDPA(AttentionBackend):
 
     order = 30
     runs_alone = True
+    bitwise = True
 
     def unavailable(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return None

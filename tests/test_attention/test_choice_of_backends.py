@@ -23,7 +23,7 @@ def test_a_backend_by_name_or_config(backend):
 
 
 def test_an_unknown_name_tells_the_nearest():
-    with pytest.raises(KeyError, match="'BucketSDPA' is not registered as a attention backend.*Did you mean 'BucketedSDPA'"):
+    with pytest.raises(KeyError, match=r"'BucketSDPA' is not registered as a attention backend.*Did you mean 'BucketedSDPA'"):
         ChosenAttention("BucketSDPA")
 
 

@@ -26,7 +26,8 @@ class FlexAttention(AttentionBackend):
     not been measured for this project; on a CPU it is slow, and has no gradients.
 
     Args:
-        compiled: Whether the kernel is compiled; None: on GPUs.
+        compiled: Whether the kernel is compiled; None: on GPUs. torch 2.13 compiles it for a CPU only where there are as many
+            keys as queries.
     """
 
     order = 50
@@ -41,6 +42,11 @@ class FlexAttention(AttentionBackend):
         self, q: Tensor, k: Tensor, v: Tensor, of_q: Sequences, of_k: Sequences, heads: HeadPlan | None = None
     ) -> tuple[Tensor, int]:
         compiled = q.device.type == "cuda" if self.compiled is None else self.compiled
+        if compiled and q.device.type == "cpu" and len(q) != len(k):
+            raise ValueError(
+                f"FlexAttention(compiled=True) got {len(q)} queries and {len(k)} keys on a CPU, where torch compiles it only "
+                "for as many of both. Leave compiled=None, or choose another backend"
+            )
         mask, in_blocks = _block_mask(of_q.lengths, of_k.lengths, q.device)
         attend: Any = _compiled() if compiled else flex_attention
         one_q, one_k, one_v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))  # [1, H, S, d]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from attention_cases import least_work, packed, written_out
+from attention_cases import least_work, packed, plan_of, written_out
 from torch.nn.attention.flex_attention import create_block_mask
 
 from smarttrim_mm.attention import flex
@@ -42,3 +42,18 @@ def test_what_is_executed():
         assert FlexAttention(compiled=True)(*case)[1] == least_work(case[0], *case[3:])
     finally:
         flex._compiled = flex_attention
+
+
+@pytest.mark.slow
+def test_compiled_on_a_cpu():
+    attention = FlexAttention(compiled=True)
+    for lengths, rows in (((100, 150, 20), [[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]]), ((3, 200), None)):
+        case, heads = packed(lengths, lengths, width=16), plan_of(rows)
+        with torch.no_grad():
+            out, _ = attention(*case, heads)
+        torch.testing.assert_close(out, written_out(*case, heads), atol=1e-5, rtol=0)
+
+
+def test_what_torch_does_not_compile():
+    with pytest.raises(ValueError, match=r"compiled=True\) got 3 queries and 5 keys on a CPU"):
+        FlexAttention(compiled=True)(*packed((1, 2), (2, 3)))

@@ -1,4 +1,4 @@
-"""What is fastest on a CPU: padded calls for little work, one call a sequence for much, and no more threads than that needs."""
+"""What is fastest on a CPU: one call for sequences of one length, else one for each, and no more threads than that needs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,15 +11,17 @@ from smarttrim_mm.attention.bucketed import BucketedSDPA
 from smarttrim_mm.attention.per_sequence import PerSequenceSDPA
 from smarttrim_mm.registry import ATTENTION_BACKENDS
 
-# From this many multiply-adds a sequence on, a call per sequence beats padded calls on a CPU: a rule of thumb.
-_LOOP_MULTIPLY_ADDS = 2**18
-# Up to this many, padding included, a batch is attended by one thread: likewise.
+# Up to this many multiply-adds, padding included, a batch is attended by one thread: a rule of thumb.
 _ONE_THREAD_MULTIPLY_ADDS = 2**25
 
 
 @ATTENTION_BACKENDS.register_module()
 class AdaptiveSDPA(AttentionBackend):
-    """:class:`PerSequenceSDPA` where sequences are long, else :class:`BucketedSDPA`."""
+    """:class:`PerSequenceSDPA` where lengths differ, else :class:`BucketedSDPA`, which then pads nothing.
+
+    With 8 and 32 sequences of 3 to 150 tokens whose lengths were not seen before, on one thread of an AMD EPYC, a call for each
+    took between 0.4 and 1.2 of the time of padded calls; with equal lengths those took 0.4 to 1.1 of the time of the former.
+    """
 
     order = 10
     runs_alone = True
@@ -34,12 +36,11 @@ class AdaptiveSDPA(AttentionBackend):
         self, q: Tensor, k: Tensor, v: Tensor, of_q: Sequences, of_k: Sequences, heads: HeadPlan | None = None
     ) -> tuple[Tensor, int]:
         batch, longest_q, longest_k = len(of_q.lengths), max(of_q.lengths), max(of_k.lengths)
-        equal = len(q) == longest_q * batch and len(k) == longest_k * batch and heads is None
+        equal = len(q) == longest_q * batch and len(k) == longest_k * batch
         work = 2 * longest_q * longest_k * q.shape[1] * q.shape[2]
         with _threads_for(work * batch):
-            if batch == 1 or (work > _LOOP_MULTIPLY_ADDS and not equal):
-                return self.alone(q, k, v, of_q, of_k, heads)
-            return self.bucketed(q, k, v, of_q, of_k, heads)
+            backend = self.bucketed if equal and batch > 1 else self.alone
+            return backend(q, k, v, of_q, of_k, heads)
 
 
 @contextmanager

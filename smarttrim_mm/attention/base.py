@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from smarttrim_mm.ops.device import to_device
 from smarttrim_mm.registry import ATTENTION_BACKENDS
 
 AUTO = "auto"
@@ -30,8 +32,8 @@ class Sequences:
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Sequences:
         """Sequences of known lengths."""
-        ends = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-        return cls(tuple(lengths), ends.to(device))
+        ends = np.cumsum([0, *lengths], dtype=np.int32)
+        return cls(tuple(lengths), to_device(ends, torch.device(device)))
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,13 @@ class AttentionBackend:
         order: The available backend of the lowest order is chosen where a config names none.
         runs_alone: Whether a batch is a loop over its instances, so that the layer may as well project the heads of each
             instance apart.
+        bitwise: Whether an instance gets, bit for bit, what it would get alone, whatever else is in the batch. Else it does
+            up to rounding: with values of size 1, within 1e-5 in fp32, 4e-3 in fp16 and 3e-2 in bf16.
     """
 
     order: ClassVar[int]
     runs_alone: ClassVar[bool] = False
+    bitwise: ClassVar[bool] = False
 
     def unavailable(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why this backend cannot run there; None: it can."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from smarttrim_mm.attention.base import AttentionBackend, HeadPlan, Sequences
+from smarttrim_mm.ops.device import to_device
 from smarttrim_mm.registry import ATTENTION_BACKENDS
 
 # Padded calls take instances of similar lengths together: one call more for each so many multiply-adds of padding.
@@ -21,7 +22,7 @@ _PADDED_MULTIPLE = 16
 
 @ATTENTION_BACKENDS.register_module()
 class BucketedSDPA(AttentionBackend):
-    """Sequences sorted by their work into buckets, so that little is padded; on any device."""
+    """Sequences sorted by their work into buckets, so that little is padded; on any device, without waiting for it."""
 
     order = 20
 
@@ -106,7 +107,7 @@ def _plan(
     count = min(1 + padding // padding_per_bucket, _MOST_BUCKETS, len(work))
     if count == 1:
         of_q = _pad(lengths_q, None, device)
-        inverse = None if of_q.mask is None else torch.from_numpy(of_q.spots).to(device)
+        inverse = None if of_q.mask is None else to_device(of_q.spots, device)
         return (_Bucket(None, of_q, _pad(lengths_k, None, device)),), inverse
     buckets = []
     places = np.empty(sum(lengths_q), dtype=np.int64)
@@ -117,7 +118,7 @@ def _plan(
         places[of_q.tokens] = offset + of_q.spots
         offset += len(of_q.rows)
         buckets.append(_Bucket(instances, of_q, of_k))
-    return tuple(buckets), torch.from_numpy(places).to(device)
+    return tuple(buckets), to_device(places, device)
 
 
 @lru_cache(maxsize=256)  # a stream is padded alike in all attentions of a layer
@@ -137,8 +138,8 @@ def _pad(lengths: tuple[int, ...], instances: tuple[int, ...] | None, device: to
     spots = np.flatnonzero(real)
     tokens = rows[spots]
     rows[~real.ravel()] = 0
-    mask = None if equal else torch.from_numpy(real).to(device)[:, None, None, :]
-    return _Padding(torch.from_numpy(rows).to(device), length, mask, tokens, spots)
+    mask = None if equal else to_device(real, device)[:, None, None, :]
+    return _Padding(to_device(rows, device), length, mask, tokens, spots)
 
 
 def _attend_heads(
@@ -150,12 +151,12 @@ def _attend_heads(
         [b, H, n, d], zero where a head is off, and the number of pairs.
     """
     heads = q.shape[1]
-    numbers = [b * heads + head for b, row in enumerate(on or ()) for head in row]
+    numbers = np.array([b * heads + head for b, row in enumerate(on or ()) for head in row], dtype=np.int64)
     if on is None or len(numbers) == q.shape[0] * heads:
         return scaled_dot_product_attention(q, k, v, attn_mask=mask), q.shape[0] * heads
     out = q.new_zeros(q.shape)  # zeros_like would keep the strides of a transposed view
-    if numbers:
-        pairs = torch.tensor(numbers, device=q.device)
+    if len(numbers):
+        pairs = to_device(numbers, q.device)
         if mask is not None:
             mask = mask.squeeze(1).index_select(0, pairs // heads).unsqueeze(1)
         on_q, on_k, on_v = (t.flatten(0, 1).index_select(0, pairs).unsqueeze(1) for t in (q, k, v))

@@ -1,10 +1,12 @@
 """A call of ``scaled_dot_product_attention`` for each sequence: nothing is padded, nothing is masked."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from smarttrim_mm.attention.base import AttentionBackend, HeadPlan, Sequences
+from smarttrim_mm.ops.device import to_device
 from smarttrim_mm.registry import ATTENTION_BACKENDS
 
 
@@ -14,6 +16,7 @@ class PerSequenceSDPA(AttentionBackend):
 
     order = 30
     runs_alone = True
+    bitwise = True
 
     def unavailable(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return None
@@ -35,15 +38,9 @@ class PerSequenceSDPA(AttentionBackend):
             else:
                 out = one_q.new_zeros(one_q.shape)
                 if on:
-                    kept = _as_slice(on)
-                    out[:, kept] = scaled_dot_product_attention(one_q[:, kept], one_k[:, kept], one_v[:, kept])
+                    kept = to_device(np.array(on), q.device)
+                    part = scaled_dot_product_attention(*(x.index_select(1, kept) for x in (one_q, one_k, one_v)))
+                    out.index_copy_(1, kept, part)
             pairs += len(on) * one_q.shape[2] * one_k.shape[2]
             outputs.append(out.transpose(1, 2))  # [1, n, H, d]
         return torch.cat(outputs, 1).squeeze(0), 2 * pairs * q.shape[2]
-
-
-def _as_slice(indices: tuple[int, ...]) -> slice | list[int]:
-    """Ascending indices as a slice, which copies nothing, where they are evenly spaced."""
-    step = indices[1] - indices[0] if len(indices) > 1 else 1
-    evenly = range(indices[0], indices[-1] + 1, step)
-    return slice(evenly.start, evenly.stop, step) if tuple(evenly) == indices else list(indices)

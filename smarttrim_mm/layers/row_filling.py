@@ -1,4 +1,4 @@
-"""Rows of zeros behind packed tokens, so that few different numbers of rows occur.
+"""Further rows behind packed tokens, so that few different numbers of rows occur.
 
 oneDNN, which multiplies half-precision numbers on a CPU, prepares a product for each number of rows that it has not seen: 0.5
 to 1.5 ms each, more than many a product itself. Tokens are kept in ever new numbers; rounded up, the numbers soon repeat.
@@ -13,13 +13,17 @@ _MULTIPLES = 16, 64
 
 
 def fill_rows(x: Tensor) -> Tensor:
-    """Packed tokens [S, D], followed by rows of zeros where that makes products on them faster.
+    """Packed tokens [S, D], followed by rows that mean nothing where that makes products on them faster.
 
-    That is in half precision on a CPU, without gradients.
+    That is in half precision on a CPU, without gradients. Where tokens begin a larger tensor, as those that a layer gave do,
+    its own rows behind them are taken: nothing is copied.
     """
     if x.device.type != "cpu" or torch.is_grad_enabled():
         return x
     if x.dtype is torch.float32 and not torch.is_autocast_enabled("cpu"):
         return x
-    multiple = _MULTIPLES[len(x) >= _FEW]
-    return pad(x, (0, 0, 0, -len(x) % multiple))
+    rows = len(x) + -len(x) % _MULTIPLES[len(x) >= _FEW]
+    end = (x.storage_offset() + rows * x.shape[1]) * x.element_size()
+    if x.is_contiguous() and end <= x.untyped_storage().nbytes():
+        return x.as_strided((rows, x.shape[1]), x.stride())
+    return pad(x, (0, 0, 0, rows - len(x)))

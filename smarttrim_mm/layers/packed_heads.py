@@ -16,6 +16,8 @@ from smarttrim_mm.layers.views import AttentionView, Projection
 # 40 to 320 rows, 2 cores of an AMD EPYC); what instances that are projected one by one lose against all together.
 _ROWS_OF_A_WEIGHT = 43
 
+_Map = tuple[Tensor, Tensor | None]  # weight [out, in] and bias [out]
+
 
 def attend_packed(
     view: AttentionView,
@@ -71,10 +73,9 @@ def _dtype(x: Tensor) -> torch.dtype:
 def _in_place(x: Tensor) -> bool:
     """Whether products may be written into parts of a tensor.
 
-    On a CPU, as launches are cheap there; without gradients, as they do not go through; not under autocast, which does not
-    cast for them.
+    On a CPU, as launches are cheap there; without gradients, as they do not go through.
     """
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    return x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
 def _alone_pays(plan: HeadPlan, of_q: Sequences, of_k: Sequences) -> bool:
@@ -127,6 +128,10 @@ def _attend_each(
     backend: AttentionBackend,
 ) -> tuple[Tensor, int]:
     """Each instance apart, with its own heads alone; neighbouring ones share a product with a part of the weight as it lies."""
+    dtype = _dtype(x)
+    x, memory = x.to(dtype), memory.to(dtype)  # autocast does not reach what is written in place
+    of_queries, of_keys, of_values = (_cast(*part.parameters(), dtype) for part in (view.q, view.k, view.v))
+    of_out = _cast(view.out.weight, view.out.bias, dtype)
     out = x.new_empty(len(x), view.out.out_features)
     executed = begin_q = begin_k = 0
     for n, m, on in zip(of_q.lengths, of_k.lengths, plan.on, strict=True):
@@ -137,11 +142,11 @@ def _attend_each(
             continue
         runs = _runs(on)
         q, k, v = (
-            split_heads(_rows_of(projection, source, view, runs), len(on))
-            for projection, source in ((view.q, own), (view.k, read), (view.v, read))
+            split_heads(_rows_of(part, source, view.head_width, runs), len(on))
+            for part, source in ((of_queries, own), (of_keys, read), (of_values, read))
         )
         attended, work = backend(q, k, v, Sequences.of([n], x.device), Sequences.of([m], x.device))
-        _write_output(view, attended.flatten(1), runs, y)
+        _write_output(of_out, attended.flatten(1), view.head_width, runs, y)
         executed += work + projection_work(view, own, read, len(on))
     return out, executed
 
@@ -155,10 +160,13 @@ def _runs(on: tuple[int, ...]) -> list[slice]:
     return runs
 
 
-def _rows_of(projection: Projection, x: Tensor, view: AttentionView, runs: list[slice]) -> Tensor:
+def _cast(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> _Map:
+    return weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def _rows_of(part: _Map, x: Tensor, width: int, runs: list[slice]) -> Tensor:
     """Projects x by some of the heads: [n, kept d]."""
-    weight, bias = projection.parameters()
-    width = view.head_width
+    weight, bias = part
     y = x.new_empty(len(x), width * sum(run.stop - run.start for run in runs))
     begin = 0
     for run in runs:
@@ -169,17 +177,17 @@ def _rows_of(projection: Projection, x: Tensor, view: AttentionView, runs: list[
     return y
 
 
-def _write_output(view: AttentionView, y: Tensor, runs: list[slice], out: Tensor) -> None:
+def _write_output(part: _Map, y: Tensor, width: int, runs: list[slice], out: Tensor) -> None:
     """Writes what the output projection makes of some heads, [n, kept d], to ``out`` [n, D]."""
-    width, begin = view.head_width, 0
+    weight, bias = part
+    begin = 0
     for run in runs:
         columns = slice(run.start * width, run.stop * width)
         end = begin + columns.stop - columns.start
-        weight = view.out.weight[:, columns]
         if begin == 0:
-            _multiply(y[:, :end], weight, view.out.bias, out)
+            _multiply(y[:, :end], weight[:, columns], bias, out)
         else:
-            torch.addmm(out, y[:, begin:end], weight.t(), out=out)
+            torch.addmm(out, y[:, begin:end], weight[:, columns].t(), out=out)
         begin = end
 
 

@@ -140,6 +140,7 @@ class TrimmedVLM(BaseModel):
             losses |= self.budget(record)
         return losses | _scalars(logits, inputs.targets, record), logits
 
+    @torch.inference_mode()
     def predict(self, inputs: VLMInputs, data_samples: list[DataSample]) -> list[DataSample]:
         """Answers every question; fills in ``trim`` of each data sample, and ``pred_scores`` or what the backbone predicts.
 
@@ -156,6 +157,7 @@ class TrimmedVLM(BaseModel):
             begin = rows.stop
         return data_samples
 
+    @torch.inference_mode()
     def answer(self, inputs: VLMInputs, data_samples: list[DataSample]) -> TrimRecord:
         """What :meth:`predict` does, but for ``trim``: returns the record of what was kept instead."""
         execution = self._execution(inputs, self.policy, "packed")

@@ -251,10 +251,9 @@ class TrimInferencer:
         collate = {key: value for key, value in self.cfg.test_dataloader.items() if key == "collate_fn"}
         return Runner.build_dataloader({**own, **collate, "num_workers": 0})
 
-    @torch.no_grad()
     def _answer(self, batch: dict, items: Sequence[GivenItem]) -> list[list[TrimResult]]:
         """The results of each item."""
-        with autocast(enabled=(self.cfg.get("test_cfg") or {}).get("fp16", False)):
+        with torch.inference_mode(), autocast(enabled=(self.cfg.get("test_cfg") or {}).get("fp16", False)):
             data = self.model.data_preprocessor(batch, False)
             samples: list[DataSample] = data["data_samples"]
             if self.model.ranks_texts:
@@ -285,6 +284,7 @@ class TrimInferencer:
             return {**said, "answer": sample.pred_answers[i]}
         # an image classifier's are mmpretrain's, of the image
         scores = (sample.pred_scores[i] if "pred_scores" in sample else sample.pred_score).float().cpu()
+        scores = scores.clone()  # outside inference mode: it may be changed, and used with gradients
         best = int(scores.argmax())
         answer = {"answer": _class_name(best, self.classes), "score": float(scores[best])}
         return {**said, **answer, "scores": scores, "classes": self.classes}

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from smarttrim_mm.attention.base import ChosenAttention
 from smarttrim_mm.layers.record import AheadRecord, LinearRecord, StepRecord, TrimRecord, decoder_multiply_adds
 from smarttrim_mm.layers.run_layer import run_layer
+from smarttrim_mm.layers.token_wise import TokenWise
 from smarttrim_mm.layers.views import LayerStep, LayerView
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.policies.dense import Dense
@@ -31,6 +32,7 @@ class Execution:
         checkpoint_layers: Whether layers are recomputed in the backward pass to save memory.
         pairs_per_sample: Consecutive pairs whose compute is summed as that of one sample.
         attention: Computes the attention of packed streams; None: the best backend that can run.
+        token_wise: Computes what is done to each token alone; None: as it is.
     """
 
     def __init__(
@@ -42,9 +44,11 @@ class Execution:
         checkpoint_layers: bool = False,
         pairs_per_sample: int = 1,
         attention: ChosenAttention | None = None,
+        token_wise: TokenWise | None = None,
     ) -> None:
         self.policy = policy
         self.attention = attention or ChosenAttention()
+        self.token_wise = token_wise or TokenWise()
         self.kind = kind
         self.checkpoint_layers = checkpoint_layers
         self.record = TrimRecord(sample_ids, policy, pairs_per_sample=pairs_per_sample, packed=kind == "packed")
@@ -77,10 +81,11 @@ class Execution:
         for step in steps:
             own = {name: current[name] for name in current if name in step.streams()}
             record: StepRecord
+            given = (step, own, self.policy, guides, self.attention, self.token_wise)
             if self.checkpoint_layers:
-                after, record = checkpoint(run_layer, step, own, self.policy, guides, self.attention, use_reentrant=False)
+                after, record = checkpoint(run_layer, *given, use_reentrant=False)
             else:
-                after, record = run_layer(step, own, self.policy, guides, self.attention)
+                after, record = run_layer(*given)
             current |= after
             self.record.entries.append(replace(record, rows=rows))
         return current
@@ -107,6 +112,7 @@ class Execution:
             kind=self.kind,
             checkpoint_layers=self.checkpoint_layers,
             attention=self.attention,
+            token_wise=self.token_wise,
         )
         after = whole.run(steps, streams)
         multiply_adds = torch.stack([entry.dense() for entry in whole.record.steps]).sum(0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -19,12 +20,14 @@ from smarttrim_mm.layers.packed_heads import attend_packed
 from smarttrim_mm.layers.projections import project, projection_work, split_heads
 from smarttrim_mm.layers.record import StepRecord
 from smarttrim_mm.layers.row_filling import fill_rows
+from smarttrim_mm.layers.token_wise import Map, TokenWise
 from smarttrim_mm.layers.views import AttentionView, JoinView, LayerStep, LayerView, MlpView, Sublayer
 from smarttrim_mm.ops.attention import padded_attention
 from smarttrim_mm.ops.host import to_host
 from smarttrim_mm.structures import Decision, Layout, PackedLayout, PaddedLayout, Streams, TokenStream
 
 _AUTO = ChosenAttention()
+_EAGER = TokenWise()
 
 
 class DecidesLayers(Protocol):
@@ -52,6 +55,7 @@ def run_layer(
     policy: DecidesLayers,
     guides: Mapping[str, Tensor] | None = None,
     attention: ChosenAttention = _AUTO,
+    token_wise: TokenWise = _EAGER,
 ) -> tuple[dict[str, TokenStream], StepRecord]:
     """Decides on, cuts and runs one step.
 
@@ -61,6 +65,7 @@ def run_layer(
         policy: Decides what stays.
         guides: Guide tokens [B, D] of streams outside the step (``step.guides``).
         attention: Computes the attention of packed streams.
+        token_wise: Computes what is done to each token alone.
 
     Returns:
         The streams after the step, and the record of what was kept and executed. Streams without a layer in this step
@@ -73,7 +78,7 @@ def run_layer(
     outputs = dict(cut)
     filled = {name: replace(stream, x=fill_rows(stream.x)) for name, stream in cut.items()} if packed else cut
     for name, layer in step.layers.items():
-        x, work = _run_stream(name, layer, filled, heads, attention)
+        x, work = _run_stream(name, layer, filled, heads, attention, token_wise)
         outputs[name] = replace(cut[name], x=x[: cut[name].layout.rows])
         executed += work
     record = StepRecord(
@@ -110,23 +115,31 @@ def _packed(stream: TokenStream) -> PackedLayout:
 
 
 def _run_stream(
-    name: str, layer: LayerView, streams: Streams, heads: Mapping[str, _Heads], attention: ChosenAttention
+    name: str,
+    layer: LayerView,
+    streams: Streams,
+    heads: Mapping[str, _Heads],
+    attention: ChosenAttention,
+    token_wise: TokenWise,
 ) -> tuple[Tensor, int]:
     sublayers, stream, executed = layer.sublayers(), streams[name], 0
     for sublayer in sublayers:
         if sublayer[0][0].first is None:
-            stream, work = _run_attention(name, layer, sublayer, {**streams, name: stream}, heads, attention)
+            here = {**streams, name: stream}
+            stream, work = _run_attention(name, layer, sublayer, here, heads, attention, token_wise)
             executed += work
     if layer.first_mlp is None or layer.first is None:
-        stream, work = _run_mlp(layer, layer.mlp, stream)
+        stream, work = _run_mlp(layer, layer.mlp, stream, token_wise)
         return stream.x, executed + work
     whole = stream.layout
     first, others = replace(stream, x=stream.x[: whole.rows]).split(layer.first)
     for sublayer in sublayers:
         if sublayer[0][0].first is not None:
-            first, work = _run_attention(name, layer, sublayer, {**streams, name: first}, heads, attention)
+            here = {**streams, name: first}
+            first, work = _run_attention(name, layer, sublayer, here, heads, attention, token_wise)
             executed += work
-    (first, work), (others, more) = _run_mlp(layer, layer.first_mlp, first), _run_mlp(layer, layer.mlp, others)
+    first, work = _run_mlp(layer, layer.first_mlp, first, token_wise)
+    others, more = _run_mlp(layer, layer.mlp, others, token_wise)
     return whole.join(first.x, others.x), executed + work + more
 
 
@@ -137,6 +150,7 @@ def _run_attention(
     streams: Streams,
     heads: Mapping[str, _Heads],
     attention: ChosenAttention,
+    token_wise: TokenWise,
 ) -> tuple[TokenStream, int]:
     """One sub-layer of the attentions that are joined, on a stream as the sub-layer before left it."""
     (views, join), training, executed = sublayer, layer.owner.training, 0
@@ -150,15 +164,14 @@ def _run_attention(
         executed += work
     if join is not None and join.merge is not None:
         executed += x.shape[:-1].numel() * join.merge.weight.numel()
-    y = _branch(_join(join, parts), first, layout, training)
-    return TokenStream(x + y if layer.pre_norm else first.norm(x + y), layout), executed
+    branch = _branch(first, layout, training)
+    return TokenStream(token_wise.add_branch(x, _join(join, parts), branch, first.norm, layer.pre_norm), layout), executed
 
 
-def _run_mlp(layer: LayerView, view: MlpView, stream: TokenStream) -> tuple[TokenStream, int]:
-    x, layout, training = stream.x, stream.layout, layer.owner.training
-    y = _branch(view.fc2(view.act(view.fc1(view.norm(x) if layer.pre_norm else x))), view, layout, training)
-    x = x + y if layer.pre_norm else view.norm(x + y)
-    return TokenStream(x, layout), stream.x.shape[:-1].numel() * view.multiply_adds
+def _run_mlp(layer: LayerView, view: MlpView, stream: TokenStream, token_wise: TokenWise) -> tuple[TokenStream, int]:
+    x, branch = stream.x, _branch(view, stream.layout, layer.owner.training)
+    y = token_wise.mlp_sublayer(x, view.fc1, view.act, view.fc2, branch, view.norm, layer.pre_norm)
+    return TokenStream(y, stream.layout), x.shape[:-1].numel() * view.multiply_adds
 
 
 def _join(join: JoinView | None, parts: list[Tensor]) -> Tensor:
@@ -167,15 +180,19 @@ def _join(join: JoinView | None, parts: list[Tensor]) -> Tensor:
     return sum(parts[1:], parts[0]) / len(parts) if join.merge is None else join.merge(torch.cat(parts, -1))
 
 
-def _branch(y: Tensor, view: AttentionView | MlpView, layout: Layout, training: bool) -> Tensor:
-    """What a sub-layer adds to its input, of its output."""
-    y = dropout(y, view.dropout, training)
-    return _drop_path(y if view.scale is None else view.scale(y), layout, view.drop_path, training)
+def _branch(view: AttentionView | MlpView, layout: Layout, training: bool) -> Map | None:
+    """What happens to a sub-layer's output before it is added to its input; None: nothing."""
+    return partial(_drop_branch, view=view, layout=layout) if training else view.scale
 
 
-def _drop_path(x: Tensor, layout: Layout, p: float, training: bool) -> Tensor:
+def _drop_branch(y: Tensor, view: AttentionView | MlpView, layout: Layout) -> Tensor:
+    y = dropout(y, view.dropout)
+    return _drop_path(y if view.scale is None else view.scale(y), layout, view.drop_path)
+
+
+def _drop_path(x: Tensor, layout: Layout, p: float) -> Tensor:
     """Zeroes whole instances (Huang et al., arXiv 1603.09382), by the random numbers that timm draws."""
-    if p == 0 or not training:
+    if p == 0:
         return x
     keep = (1 - p + torch.rand(layout.batch_size, 1, dtype=x.dtype, device=x.device)).floor() / (1 - p)
     return x * layout.per_token(keep)

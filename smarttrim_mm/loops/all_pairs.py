@@ -82,7 +82,7 @@ class _AllPairs:
             raise TypeError(f"the model is a {type(model).__name__}; {type(self).__name__} expects a TrimmedVLM")
         return model
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _score(self, model: TrimmedVLM) -> None:
         split = self._read()
         with autocast(enabled=self.fp16):

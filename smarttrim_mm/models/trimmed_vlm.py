@@ -15,6 +15,7 @@ from smarttrim_mm.attention.base import ChosenAttention
 from smarttrim_mm.inputs import BoxTargets, Targets, TextTargets, VLMInputs
 from smarttrim_mm.layers.execution import Execution, Kind
 from smarttrim_mm.layers.record import TrimRecord
+from smarttrim_mm.layers.token_wise import CompiledTokenWise, TokenWise
 from smarttrim_mm.losses.budget import BudgetLoss
 from smarttrim_mm.losses.distillation import SelfDistillation
 from smarttrim_mm.models.checkpoint import check_state_dict, load_backbone
@@ -43,6 +44,8 @@ class TrimmedVLM(BaseModel):
         checkpoint_layers: Whether layers are recomputed in the backward pass to save memory.
         attention: Computes the attention of packed streams: a name in ``ATTENTION_BACKENDS``, a config of one, or ``'auto'``,
             the best that can run.
+        compile: Whether inference runs what is done to each token alone (norms, MLPs, residual sums) through ``torch.compile``;
+            or its ``mode``, ``options`` or ``backend``, as a dict. Training never does.
         packed_from: Image-text pairs of a batch from which on inference is packed. Fewer run in dense shapes with the same
             decisions: where there is little to leave out, packing costs more than it saves
             (``tools/benchmark.py --crossover`` measures where).
@@ -60,6 +63,7 @@ class TrimmedVLM(BaseModel):
         budget: Mapping[str, Any] | None = None,
         checkpoint_layers: bool = False,
         attention: str | Mapping[str, Any] = "auto",
+        compile: bool | Mapping[str, Any] = False,
         packed_from: int = 1,
         data_preprocessor: Mapping[str, Any] | nn.Module | None = None,
         init_cfg: Any = None,
@@ -74,6 +78,7 @@ class TrimmedVLM(BaseModel):
         self.budget: BudgetLoss | None = MODELS.build(budget) if budget else None
         self.checkpoint_layers = checkpoint_layers
         self.attention = ChosenAttention(attention)
+        self.token_wise = TokenWise() if compile is False else CompiledTokenWise(**({} if compile is True else compile))
         if packed_from < 1:
             raise ValueError(f"packed_from is {packed_from}; expected a number of pairs, 1 packs every batch")
         self.packed_from = packed_from
@@ -135,6 +140,7 @@ class TrimmedVLM(BaseModel):
             losses |= self.budget(record)
         return losses | _scalars(logits, inputs.targets, record), logits
 
+    @torch.inference_mode()
     def predict(self, inputs: VLMInputs, data_samples: list[DataSample]) -> list[DataSample]:
         """Answers every question; fills in ``trim`` of each data sample, and ``pred_scores`` or what the backbone predicts.
 
@@ -155,6 +161,7 @@ class TrimmedVLM(BaseModel):
             begin = rows.stop
         return data_samples
 
+    @torch.inference_mode()
     def answer(self, inputs: VLMInputs, data_samples: list[DataSample]) -> TrimRecord:
         """What :meth:`predict` does, but for ``trim``: returns the record of what was kept instead."""
         execution = self.execution(inputs)
@@ -209,6 +216,7 @@ class TrimmedVLM(BaseModel):
             checkpoint_layers=self.checkpoint_layers and torch.is_grad_enabled(),
             pairs_per_sample=inputs.pairs_per_sample,
             attention=self.attention,
+            token_wise=self.token_wise,
         )
 
     def inference_kind(self, inputs: VLMInputs) -> Kind:

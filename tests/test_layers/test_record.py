@@ -43,8 +43,8 @@ def test_a_pass_by_hand(encoder_layer, fixed, stream):
     assert record.multiply_adds().tolist() == [600 + layer(3, 0.5) + 7, 400 + layer(2, 1) + 7]
     assert record.kept() == {"text.0/words": pytest.approx([0.5, 0.5])}
     assert record.heads() == {"text.0/words.self": pytest.approx([0.5, 1.0])}
-    # all 4 heads are projected on the 5 tokens of the batch; 6 pairs of instance and head are padded to 16 by 16
-    executed = 1000 + 5 * (4 * 256 + 2 * 16 * 24) + 2 * 6 * 256 * 4 + 14
+    # all 4 heads are projected on the 5 tokens of the batch; 2 of them attend 3 by 3, and 4 attend 2 by 2
+    executed = 1000 + 5 * (4 * 256 + 2 * 16 * 24) + 2 * (2 * 9 + 4 * 4) * 4 + 14
     assert record.executed_multiply_adds() == executed / 2
 
 
@@ -57,8 +57,8 @@ def test_heads_that_no_instance_needs_are_not_projected(encoder_layer, fixed, st
         in_place = masked.run([step], {"words": stream})["words"]
         left_out = packed.run([step], {"words": packed.start(stream)})["words"]
     torch.testing.assert_close(left_out.x, in_place.x[VALID])
-    # 2 of 4 heads are projected on 10 tokens; 3 pairs of instance and head are padded to 16 by 16
-    assert packed.record.executed_multiply_adds() == (10 * (2 * 256 + 2 * 16 * 24) + 2 * 3 * 256 * 4) / 2
+    # 2 of 4 heads are projected on 10 tokens; 2 of them attend 6 by 6, and 1 attends 4 by 4
+    assert packed.record.executed_multiply_adds() == (10 * (2 * 256 + 2 * 16 * 24) + 2 * (2 * 36 + 16) * 4) / 2
 
 
 def test_masked_executes_everything(encoder_layer, fixed, stream):
@@ -208,7 +208,7 @@ def test_what_is_read_ahead_is_the_policys_own(encoder_layer, fixed, stream):
         assert record.multiply_adds().tolist() == [2 * layer(4), 2 * layer(6), 2 * layer(4)]
         assert torch.equal(record.least_multiply_adds(), record.multiply_adds())
         assert not record.dense_multiply_adds().any() and not record.kept() and not record.steps
-    assert execution.record.executed_multiply_adds() == pytest.approx(2 * (10 * (4 * 256 + 768) + 2 * 2 * 256 * 16) / 3)
+    assert execution.record.executed_multiply_adds() == pytest.approx(2 * (10 * (4 * 256 + 768) + 2 * (36 + 16) * 16) / 3)
 
 
 def test_a_stream_goes_on_as_two(twin_layer, fixed):

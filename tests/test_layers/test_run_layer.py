@@ -150,10 +150,10 @@ def test_drop_path_takes_whole_instances(tokens):
     results = []
     for start in (stream, stream.pack()):
         torch.manual_seed(4)
-        results.append(start.map(lambda x, layout=start.layout: _drop_path(x, layout, 0.25, True)).pack().x)
+        results.append(start.map(lambda x, layout=start.layout: _drop_path(x, layout, 0.25)).pack().x)
     assert torch.equal(*results)
     torch.manual_seed(4)
     kept = torch.rand(50) >= 0.25
     torch.testing.assert_close(results[0], stream.pack().x * stream.pack().layout.per_token(kept[:, None] / 0.75))
     assert 0 < kept.sum() < 50
-    assert _drop_path(tokens, stream.layout, 0.25, False) is tokens
+    assert _drop_path(tokens, stream.layout, 0.0) is tokens

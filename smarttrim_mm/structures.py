@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 
 from smarttrim_mm.attention.base import Sequences
 from smarttrim_mm.ops.host import to_host
+from smarttrim_mm.ops.row_filling import take_rows
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,7 @@ class PackedLayout:
             return x, self
         rows = torch.nonzero_static(marks, size=ends[-1]).squeeze(1)
         lengths = tuple(end - begin for begin, end in pairwise(ends))
-        return x.index_select(0, rows), self._at(rows, self.instance.index_select(0, rows), lengths, cu_seqlens)
+        return take_rows(x, rows), self._at(rows, self.instance.index_select(0, rows), lengths, cu_seqlens)
 
     def select(self, x: Tensor, keep: Tensor) -> tuple[Tensor, PackedLayout]:
         """Leaves out what is neither kept nor protected."""

@@ -207,8 +207,13 @@ class FusionBackbone(nn.Module):
         vision, rows = self.vision, inputs.image_index
         count = vision.patch_weight.numel() * vision.patches
         execution.linear(count, name="image.patches", instances=len(inputs.images), rows=rows)
-        image = execution.start(TokenStream.start(vision.embed(inputs.images), ids=inputs.image_ids))
-        return execution.run(self.steps["image"], {"image": image}, guides=guides, rows=rows)["image"].map(vision.norm)
+        image = execution.run(
+            self.steps["image"],
+            {"image": execution.start(TokenStream.start(vision.embed(inputs.images), ids=inputs.image_ids))},
+            guides=guides,
+            rows=rows,
+        )["image"]
+        return image.map(vision.norm)
 
     def encode(self, inputs: VLMInputs, execution: Execution) -> TokenStream:
         """Runs image encoder and text encoder: the texts that have read their images, an instance a sample.

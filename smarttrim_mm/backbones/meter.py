@@ -256,8 +256,12 @@ class METER(nn.Module):
         rows = inputs.image_index
         patches = self.trunk.conv1.weight.numel() * self.trunk.grid**2
         execution.linear(patches, name="image.patches", instances=len(inputs.images), rows=rows)
-        image = execution.start(TokenStream.start(self.trunk.embed(inputs.images), ids=inputs.image_ids))
-        image = execution.run(self.steps["image"], {"image": image}, guides=guides, rows=rows)["image"]
+        image = execution.run(
+            self.steps["image"],
+            {"image": execution.start(TokenStream.start(self.trunk.embed(inputs.images), ids=inputs.image_ids))},
+            guides=guides,
+            rows=rows,
+        )["image"]
         return self._project("image", image.map(self.trunk.ln_post), rows, execution)
 
     def fuse(self, text: TokenStream, image: TokenStream, inputs: VLMInputs, execution: Execution) -> Tensor:

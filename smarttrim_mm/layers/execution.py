@@ -78,14 +78,15 @@ class Execution:
             The streams after the stage.
         """
         current = dict(streams)
+        del streams
         for step in steps:
-            own = {name: current[name] for name in current if name in step.streams()}
             record: StepRecord
-            given = (step, own, self.policy, guides, self.attention, self.token_wise)
+            how = (self.policy, guides, self.attention, self.token_wise)
+            # streams are handed over: whoever runs the layer can let go of what it drops
             if self.checkpoint_layers:
-                after, record = checkpoint(run_layer, *given, use_reentrant=False)
+                after, record = checkpoint(run_layer, step, _take(current, step), *how, use_reentrant=False)
             else:
-                after, record = run_layer(*given)
+                after, record = run_layer(step, _take(current, step), *how)
             current |= after
             self.record.entries.append(replace(record, rows=rows))
         return current
@@ -192,3 +193,8 @@ class Execution:
         executed = len(n) * int(decoder_multiply_adds(views, stream, torch.full_like(held, padded), held, per_token, after))
         self.record.entries.append(LinearRecord(name, stream, memory.layout, per_memory, executed, fixed=fixed))
         self.record.entries += [LinearRecord(name, other, each.layout, per_memory, 0) for other, each in others.items()]
+
+
+def _take(streams: dict[str, TokenStream], step: LayerStep) -> dict[str, TokenStream]:
+    """Takes out the streams that a step names."""
+    return {name: streams.pop(name) for name in step.streams() if name in streams}

@@ -19,11 +19,11 @@ from smarttrim_mm.attention.base import ChosenAttention, HeadPlan
 from smarttrim_mm.layers.packed_heads import attend_packed
 from smarttrim_mm.layers.projections import project, projection_work, split_heads
 from smarttrim_mm.layers.record import StepRecord
-from smarttrim_mm.layers.row_filling import fill_rows
 from smarttrim_mm.layers.token_wise import Map, TokenWise
 from smarttrim_mm.layers.views import AttentionView, JoinView, LayerStep, LayerView, MlpView, Sublayer
 from smarttrim_mm.ops.attention import padded_attention
 from smarttrim_mm.ops.host import to_host
+from smarttrim_mm.ops.row_filling import fill_rows
 from smarttrim_mm.structures import Decision, Layout, PackedLayout, PaddedLayout, Streams, TokenStream
 
 _AUTO = ChosenAttention()
@@ -72,8 +72,10 @@ def run_layer(
         (memories) come back as they were cut.
     """
     decision = policy.before_layer(step, streams, guides or {})
-    packed = all(isinstance(stream.layout, PackedLayout) for stream in streams.values())
+    before = {name: stream.layout for name, stream in streams.items()}
+    packed = all(isinstance(layout, PackedLayout) for layout in before.values())
     cut, heads = _apply(decision, streams) if packed else _gate(decision, streams)
+    del streams  # what was dropped need not wait in memory while the layer runs
     executed = 0
     outputs = dict(cut)
     filled = {name: replace(stream, x=fill_rows(stream.x)) for name, stream in cut.items()} if packed else cut
@@ -83,7 +85,7 @@ def run_layer(
         executed += work
     record = StepRecord(
         step=step,
-        before={name: stream.layout for name, stream in streams.items()},
+        before=before,
         tokens={name: stream.layout for name, stream in cut.items()},
         heads=dict(decision.heads),
         executed=executed,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from smarttrim_mm.layers.row_filling import fill_rows
+from smarttrim_mm.ops.row_filling import fill_rows, take_rows
 
 
 @pytest.mark.parametrize(("rows", "filled"), [(1, 16), (16, 16), (17, 32), (511, 512), (512, 512), (513, 576)])
@@ -31,3 +31,19 @@ def test_what_a_layer_gave_is_not_copied():
     assert fill_rows(whole[20:]).data_ptr() != whole[20:].data_ptr()  # nothing lies behind
     turned = torch.randn(4, 32, dtype=torch.bfloat16).t()
     assert torch.equal(fill_rows(turned[:20])[:20], turned[:20])
+
+
+@torch.inference_mode()
+def test_taken_rows_have_room_behind_them():
+    x, rows = torch.randn(40, 4, dtype=torch.bfloat16), torch.tensor([3, 7, 39])
+    taken = take_rows(x, rows)
+    assert torch.equal(taken, x[rows])
+    filled = fill_rows(taken)
+    assert filled.data_ptr() == taken.data_ptr() and not filled[3:].any() and len(filled) == 16
+    assert torch.equal(take_rows(x.float(), rows), x.float()[rows])
+
+
+def test_taking_rows_passes_gradients():
+    x = torch.randn(4, 2, dtype=torch.bfloat16, requires_grad=True)
+    take_rows(x, torch.tensor([1, 3])).sum().backward()
+    assert x.grad.float().sum(1).tolist() == [0, 2, 0, 2]

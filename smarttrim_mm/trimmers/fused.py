@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm
 
+from smarttrim_mm.ops.row_filling import fill_rows
 from smarttrim_mm.structures import Layout, PackedLayout, Streams, TokenStream
 from smarttrim_mm.trimmers.head_trimmer import HeadTrimmer
 from smarttrim_mm.trimmers.token_trimmer import Query, TokenTrimmer
@@ -49,7 +50,7 @@ def similarities(x: Tensor, layout: Layout, direction: Tensor, bias: Tensor) -> 
     [S, D]. There are at most D / 24 more than needed, one in 300 of the multiply-adds of the transformer layer (12 D^2).
 
     Args:
-        x: Tokens, [B, N, D] padded or [S, D] packed.
+        x: Tokens, [B, N, D] padded or [S, D] packed; further rows are filling.
         layout: How they lie.
         direction: [B, D].
         bias: Is added, [1].
@@ -60,8 +61,8 @@ def similarities(x: Tensor, layout: Layout, direction: Tensor, bias: Tensor) -> 
     if not isinstance(layout, PackedLayout):
         return torch.baddbmm(bias, x, direction.unsqueeze(2)).flatten(0, 1)
     if layout.batch_size - 1 > x.shape[-1] // _CHANNELS_PER_DIRECTION:
-        return (x * layout.per_token(direction)).sum(-1, keepdim=True) + bias
-    products = torch.addmm(bias, x, direction.t())  # [S, B]
+        return (x[: layout.rows] * layout.per_token(direction)).sum(-1, keepdim=True) + bias
+    products = torch.addmm(bias, x, direction.t())[: layout.rows]  # [S, B]
     return products if layout.batch_size == 1 else products.gather(1, layout.instance.unsqueeze(1))
 
 
@@ -98,7 +99,7 @@ class FusedTokens:
         """Keep-minus-drop logits, fp32 [B, N] or [S].
 
         Args:
-            x: Normalised tokens, [B, N, D] or [S, D].
+            x: Normalised tokens, [B, N, D] or [S, D]; further rows are filling.
             layout: How they lie.
             of_guides: What all trimmers make of the guides, [B, ...]; None: nothing is.
         """
@@ -107,8 +108,13 @@ class FusedTokens:
             logits = similarities(x, layout, of_guides[:, self.query] @ self.key, logits)
         if self.fc1 is not None and self.fc2 is not None:
             weight, bias = self.fc1
-            logits = torch.addmm(logits, gelu(torch.addmm(bias, x.flatten(0, -2), weight)), self.fc2)
-        return logits.view(x.shape[:-1]).float()
+            hidden = gelu(torch.addmm(bias, x.flatten(0, -2), weight))
+            if len(logits) in (1, len(hidden)):
+                logits = torch.addmm(logits, hidden, self.fc2)
+            else:  # rows of filling have no similarity
+                logits = logits + (hidden @ self.fc2)[: len(logits)]
+        logits = logits.float()
+        return logits[: layout.rows, 0] if isinstance(layout, PackedLayout) else logits.view(x.shape[:-1])
 
 
 class FusedStep:
@@ -153,7 +159,7 @@ class FusedStep:
             Logits of tokens by stream, fp32 [B, N] or [S], and those of all heads, fp32 [B, H of all attentions], None
             without.
         """
-        normal = {name: self._normal(streams[name].x) for name in self.tokens if name in streams}
+        normal = {name: self._normal(fill_rows(streams[name].x)) for name in self.tokens if name in streams}
         of_guides = heads = None
         if self._first is not None:
             weight, bias = self._first

@@ -1,7 +1,4 @@
-"""What is fastest on a CPU: one call for sequences of one length, else one for each, and no more threads than that needs."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""What is fastest on a CPU: one call for sequences of one length, else one for each."""
 
 import torch
 from torch import Tensor
@@ -10,9 +7,6 @@ from smarttrim_mm.attention.base import AttentionBackend, HeadPlan, Sequences
 from smarttrim_mm.attention.bucketed import BucketedSDPA
 from smarttrim_mm.attention.per_sequence import PerSequenceSDPA
 from smarttrim_mm.registry import ATTENTION_BACKENDS
-
-# Up to this many multiply-adds, padding included, a batch is attended by one thread: a rule of thumb.
-_ONE_THREAD_MULTIPLY_ADDS = 2**25
 
 
 @ATTENTION_BACKENDS.register_module()
@@ -37,21 +31,5 @@ class AdaptiveSDPA(AttentionBackend):
     ) -> tuple[Tensor, int]:
         batch, longest_q, longest_k = len(of_q.lengths), max(of_q.lengths), max(of_k.lengths)
         equal = len(q) == longest_q * batch and len(k) == longest_k * batch
-        work = 2 * longest_q * longest_k * q.shape[1] * q.shape[2]
-        with _threads_for(work * batch):
-            backend = self.bucketed if equal and batch > 1 else self.alone
-            return backend(q, k, v, of_q, of_k, heads)
-
-
-@contextmanager
-def _threads_for(work: int) -> Iterator[None]:
-    """One thread for little work: to wake the others for every small call costs more than they do."""
-    threads = torch.get_num_threads()
-    if threads == 1 or work > _ONE_THREAD_MULTIPLY_ADDS:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+        backend = self.bucketed if equal and batch > 1 else self.alone
+        return backend(q, k, v, of_q, of_k, heads)

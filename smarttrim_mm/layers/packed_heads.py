@@ -104,7 +104,7 @@ def _attend_together(
     q, k, v = project(view, x, memory) if heads == every else _project_heads(view, x, memory, runs)
     asking, read = sum(of_q.lengths), sum(of_k.lengths)
     q, k, v = (split_heads(t[:rows], len(heads)) for t, rows in ((q, asking), (k, read), (v, read)))
-    own = None if plan is None else plan.of_heads(heads)
+    own = plan if plan is None or heads == every else plan.of_heads(heads)
     y, executed = backend(q, k, v, of_q, of_k, None if own is None or own.whole else own)
     y = pad(y.flatten(1), (0, 0, 0, len(x) - asking))
     out = view.out(y) if heads == every else _output_of_heads(view, y, runs)

@@ -74,12 +74,12 @@ def arrow(panel: Axes, begin: tuple[float, float], end: tuple[float, float]) -> 
 
 def draw() -> None:
     """Draws and saves the figure beside this file."""
-    figure = new_figure(9.6, 3.9)
+    figure = new_figure(9.6, 3.5)
     panel = figure.add_axes((0, 0, 1, 1))
     panel.set_xlim(0, 48)
-    panel.set_ylim(0, 19.5)
+    panel.set_ylim(1.2, 18.7)
     panel.set_axis_off()
-    top, bottom = 14.4, 3.2
+    top, bottom = 14.4, 3.9
     title(panel, 0.6, 16, "padded batch [B, N, D]", "dotted: padding")
     batch(panel, 0.6, top, decided=False)
     arrow(panel, (10.1, top - 0.6), (12.1, top - 0.6))
@@ -92,13 +92,13 @@ def draw() -> None:
     title(
         panel,
         0.6,
-        7.6,
+        8.1,
         "attention",
-        "of each (instance, head) that is on, n x n scores; dotted: off, neither attended nor, where that pays, projected",
+        "of each (instance, head) that is on, n x n scores; dotted heads are off: not attended, where it pays not projected",
     )
     end = attention(panel, 0.6, bottom)
     arrow(panel, (end + 0.6, bottom + 1.2), (end + 2.6, bottom + 1.2))
-    title(panel, end + 3.3, 5.4, "output [S, D]", "the next step cuts it again")
+    title(panel, end + 3.3, 6.2, "output [S, D]", "the next step cuts it again")
     packed(panel, end + 3.3, bottom + 0.6)
     save(figure, Path(__file__).with_suffix(".png"))
 

@@ -75,7 +75,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def import_file() -> Iterator[Callable[[Path], None]]:
     """Imports a file as a module of the package; afterwards neither the module nor what it registered is there."""
-    registries = [registry.POLICIES, registry.MODELS]
+    registries = [registry.POLICIES, registry.MODELS, registry.ATTENTION_BACKENDS]
     for one in registries:
         one.import_from_location()
     before = [dict(one.module_dict) for one in registries]

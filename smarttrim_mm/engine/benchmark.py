@@ -11,18 +11,20 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
 
-from smarttrim_mm.engine.benchmark_options import check_options, parser, writes_folder
+from smarttrim_mm.engine.benchmark_options import check_options, check_profile, parser, writes_folder
 from smarttrim_mm.engine.building import build_loader, build_model, read_config
 from smarttrim_mm.engine.clock_tables import markdown, table
 from smarttrim_mm.engine.clocks import compare_clocks
 from smarttrim_mm.engine.contenders import (
     COMPILED,
+    DENSE_HOSTS,
     GRAPHED,
     Contender,
     about_sdpa,
@@ -36,6 +38,7 @@ from smarttrim_mm.engine.crossover import find_crossover
 from smarttrim_mm.engine.imposing import random_answers
 from smarttrim_mm.engine.machine import in_words, load, machine, versions
 from smarttrim_mm.engine.named_policies import named_policies
+from smarttrim_mm.engine.part_times import PartTimes, parts_table
 from smarttrim_mm.engine.precision import PRECISIONS, Precision
 from smarttrim_mm.engine.progress import Progress
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
@@ -69,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         answers = random_answers(args.answers, cfg.get("model", {}).get("backbone", {}), args.seed)
         cfg.model.backbone.merge({"answers": answers})
     model = build_model(cfg, args.checkpoint)
+    check_profile(args, next(model.parameters()).device)
     own = [type(model.policy).__name__] if args.speedups else None  # a dense one too, to say that it reaches nothing
     policies = named_policies(model, args.policies or own, args.checkpoint)
     precision.cast(model)
@@ -145,10 +149,18 @@ def _results(
             this = contest(size)
             contenders = _contenders(args, model, this, precision)
             bar = Progress(f"benchmark, {name}", (args.warmup + args.rounds + 1) * len(contenders))
-            result = compare_clocks(model, contenders, this.batches, warmup=args.warmup, on_run=bar.advance)
+            with PartTimes(policies.values()) if args.profile else nullcontext() as parts:
+                if parts is not None:
+                    contenders = {name: run if name in DENSE_HOSTS else parts.of(name, run) for name, run in contenders.items()}
+                result = compare_clocks(model, contenders, this.batches, warmup=args.warmup, on_run=bar.advance)
             bar.close()
+            if parts is not None:
+                timed = slice(args.warmup, args.warmup + args.rounds)  # the pass whose memory is measured is the last
+                result["parts"] = {name: parts.milliseconds(name, timed) for name in contenders if name not in DENSE_HOSTS}
             found.append({"batch_size": size, "threads": threads, **result})
             print(table(f"{name}, {args.rounds} rounds", result), flush=True)
+            if parts is not None:
+                print(parts_table(result["parts"]), flush=True)
     return found
 
 

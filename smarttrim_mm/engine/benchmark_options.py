@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
 from mmengine.config import DictAction
 
 from smarttrim_mm.engine.clocks import WARMUP
@@ -37,6 +38,16 @@ def parser() -> argparse.ArgumentParser:
     _add_inputs(parser.add_argument_group("on what"))
     _add_how(parser.add_argument_group("how"))
     return parser
+
+
+def check_profile(args: argparse.Namespace, device: torch.device) -> None:
+    """Refuses to take the times of parts on a device that computes while the host goes on.
+
+    Raises:
+        ValueError: If ``--profile`` is asked for there.
+    """
+    if args.profile and device.type != "cpu":
+        raise ValueError(f"--profile times functions of the host, and the model is on {device}; use torch.profiler there")
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -118,6 +129,11 @@ def _add_who(group: argparse._ArgumentGroup) -> None:
         "--rivals",
         action="store_true",
         help="also other executions at each of --speedups: masks only, padding to the longest, fixed counts, merging",
+    )
+    group.add_argument(
+        "--profile",
+        action="store_true",
+        help="also tell where the time of packed passes goes: deciding, cutting, projections, attention, MLPs (on a CPU)",
     )
     group.add_argument(
         "--crossover",

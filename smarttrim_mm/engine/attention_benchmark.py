@@ -20,7 +20,7 @@ from mmengine.config import DictAction
 from torch import Tensor
 
 from smarttrim_mm.attention.base import AttentionBackend, ChosenAttention, HeadPlan, Sequences, ranked
-from smarttrim_mm.engine.benchmark import in_words, load, machine
+from smarttrim_mm.engine.machine import in_words, load, machine
 from smarttrim_mm.engine.progress import Progress
 from smarttrim_mm.engine.timing import interleave
 from smarttrim_mm.registry import ATTENTION_BACKENDS

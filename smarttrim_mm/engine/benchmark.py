@@ -10,7 +10,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -81,9 +81,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     command = shlex.join([Path(sys.executable).name, *sys.argv] if argv is None else ["benchmark.py", *argv])
     content = {"command": command, **_about(args, model, policies)}
     if args.crossover:
-        content["crossover"] = find_crossover(cfg, model, RandomBatches.of(model, args, precision), args)
+        if args.threads:
+            torch.set_num_threads(*args.threads)
+        found = find_crossover(cfg, model, RandomBatches.of(model, args, precision), args)
+        content["crossover"] = {"threads": torch.get_num_threads(), **found}
     else:
-        content["results"] = _results(args, cfg, model, policies, precision)
+        for result in _results(args, cfg, model, policies, precision):
+            content["results"].append(result)
+            _write_json(args, content)  # what was measured stays, whatever happens to the rest
     content["load_average"]["after"] = load()
     here = content["machine"]
     print(f"{here.get('gpu', here['cpu'])}, torch {here['torch']}, {args.dtype}, load {content['load_average']}")
@@ -134,14 +139,13 @@ def _about_weights(args: argparse.Namespace, policies: dict[str, Policy]) -> str
 
 def _results(
     args: argparse.Namespace, cfg: Config, model: TrimmedVLM, policies: dict[str, Policy], precision: Precision
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """One result for each number of threads and batch size, printed as they come."""
     contest: Callable[[int], Contest]
     if args.random_inputs:
         contest = on_random(RandomBatches.of(model, args, precision), policies, args)
     else:
         contest = on_data(model, build_loader(cfg, args.split, model), policies, precision, args)
-    found = []
     for threads in args.threads or [torch.get_num_threads()]:
         torch.set_num_threads(threads)
         for size in args.batch_sizes:
@@ -154,14 +158,12 @@ def _results(
                     contenders = {name: run if name in DENSE_HOSTS else parts.of(name, run) for name, run in contenders.items()}
                 result = compare_clocks(model, contenders, this.batches, warmup=args.warmup, on_run=bar.advance)
             bar.close()
+            print(table(f"{name}, {args.rounds} rounds", result), flush=True)
             if parts is not None:
                 timed = slice(args.warmup, args.warmup + args.rounds)  # the pass whose memory is measured is the last
                 result["parts"] = {name: parts.milliseconds(name, timed) for name in contenders if name not in DENSE_HOSTS}
-            found.append({"batch_size": size, "threads": threads, **result})
-            print(table(f"{name}, {args.rounds} rounds", result), flush=True)
-            if parts is not None:
                 print(parts_table(result["parts"]), flush=True)
-    return found
+            yield {"batch_size": size, "threads": threads, **result}
 
 
 def _contenders(args: argparse.Namespace, model: TrimmedVLM, contest: Contest, precision: Precision) -> dict[str, Contender]:
@@ -178,18 +180,29 @@ def _contenders(args: argparse.Namespace, model: TrimmedVLM, contest: Contest, p
             print(f"{GRAPHED}: left out, as {why}")
         else:
             length = contest.text_length
-            found[GRAPHED] = graphed_contender(model, contest.first, text_length=length, precision=precision)
+            try:
+                found[GRAPHED] = graphed_contender(model, contest.first, text_length=length, precision=precision)
+            except RuntimeError as error:  # a host may wait for the GPU; the others can be timed all the same
+                print(f"{GRAPHED}: left out, as the host's forward is not captured: {str(error).strip().splitlines()[0]}")
     return found
 
 
 def _write(args: argparse.Namespace, content: dict[str, Any]) -> None:
-    if args.out is None:
+    path = _write_json(args, content)
+    if path is None:
         return
-    name = "crossover" if args.crossover else "benchmark"
-    path = Path(args.out) / f"{name}.json" if writes_folder(args.out) else Path(args.out)
-    write_atomically(str(path), (json.dumps(content, indent=1) + "\n").encode())
     print(f"written to {path}")
     if writes_folder(args.out) and not args.crossover:
         write_atomically(str(path.with_suffix(".md")), markdown(content).encode())
         save(draw_clocks(content), path.with_suffix(".png"))
         print(f"table and figure: {path.with_suffix('.md')}, {path.with_suffix('.png')}")
+
+
+def _write_json(args: argparse.Namespace, content: dict[str, Any]) -> Path | None:
+    """Where it was written; None: nowhere, as asked."""
+    if args.out is None:
+        return None
+    name = "crossover" if args.crossover else "benchmark"
+    path = Path(args.out) / f"{name}.json" if writes_folder(args.out) else Path(args.out)
+    write_atomically(str(path), (json.dumps(content, indent=1) + "\n").encode())
+    return path

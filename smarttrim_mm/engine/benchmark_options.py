@@ -71,8 +71,9 @@ def check_options(args: argparse.Namespace) -> None:
                 raise ValueError(f"{name} is {value}; expected at least 1")
     if args.warmup < 0:
         raise ValueError(f"--warmup is {args.warmup}; expected at least 0")
-    if args.crossover and args.speedups is None:
-        args.speedups = list(_AT_CROSSOVER)
+    if args.crossover:
+        _check_crossover(args)
+        args.speedups = args.speedups or list(_AT_CROSSOVER)
     if args.speedups:
         args.random_inputs = True
         args.spread = SPREAD if args.spread is None else args.spread
@@ -96,6 +97,15 @@ def check_options(args: argparse.Namespace) -> None:
             raise ValueError(f"{name} is {value} without --random-inputs: the config's data have their own {kind}")
     if args.text_lengths is not None and args.text_lengths[0] > args.text_lengths[1]:
         raise ValueError(f"--text-lengths is {args.text_lengths}; expected the least first, then the most")
+
+
+def _check_crossover(args: argparse.Namespace) -> None:
+    for name, value in (("--policies", args.policies), ("--rivals", args.rivals), ("--compile", args.compile)):
+        if value:
+            given = " ".join([name, *value]) if isinstance(value, list) else name
+            raise ValueError(f"{given} is given with --crossover, which times the config's policy alone; leave one of them out")
+    if args.threads and len(args.threads) > 1:
+        raise ValueError(f"--threads is {args.threads} with --crossover; expected one number: run it once for each")
 
 
 def writes_folder(out: str | None) -> bool:

@@ -8,7 +8,6 @@ from typing import Any
 from smarttrim_mm.engine.contenders import HOST
 from smarttrim_mm.engine.machine import in_words
 
-_WIDTH = 36
 Row = Mapping[str, Any]
 
 
@@ -30,9 +29,10 @@ def table(name: str, result: Mapping[str, Any]) -> str:
         "x SDPA" if result["sdpa_baseline"] else "x host": (8, lambda row: _number(row["memory_ratio"], 2)),
     }
     titles = "".join(f"{title:>10}{'middle half':>16}" for _, title, _ in over)
-    lines = [f"{name:<{_WIDTH}}" + titles + "".join(f"{title:>{width}}" for title, (width, _) in numbers.items())]
+    wide = 2 + max(map(len, [name, *result["contenders"]]))
+    lines = [f"{name:<{wide}}" + titles + "".join(f"{title:>{width}}" for title, (width, _) in numbers.items())]
     for contender, row in result["contenders"].items():
-        line = f"{contender:<{_WIDTH}}"
+        line = f"{contender:<{wide}}"
         for key, _, baseline in over:
             ratio = row[key]
             half = "" if contender == baseline else f"{ratio['q1']:.2f} - {ratio['q3']:.2f}"

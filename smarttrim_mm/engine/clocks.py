@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smarttrim_mm.engine.contenders import DENSE_HOSTS, HOST, PACKED, Contender, path_of, sdpa_baseline
+from smarttrim_mm.engine.contenders import DENSE_HOSTS, GRAPHED, HOST, PACKED, Contender, path_of, sdpa_baseline
 from smarttrim_mm.engine.machine import synchronizer
 from smarttrim_mm.engine.memory import MIB, peak_growth, storage_bytes
 from smarttrim_mm.engine.timing import Timings, interleave
@@ -101,7 +101,8 @@ def compare_clocks(
         timings = interleave(contenders, batches, warmup=warmup, synchronize=synchronizer(model), after=after, on_run=on_run)
         peaks = {}
         for name, run in contenders.items():
-            peaks[name] = peak_growth(partial(run, last[0]), last[0].images.device)
+            if name != GRAPHED:  # a graph holds its memory from its capture on, and would seem to take none
+                peaks[name] = peak_growth(partial(run, last[0]), last[0].images.device)
             on_run()
     held = storage_bytes([*model.parameters(), *model.buffers()])
     sdpa, whole = sdpa_baseline(model), compute[PACKED]
@@ -125,7 +126,7 @@ def _row(
     over the packed dense execution, all medians and quartiles; ``dense_over_decided`` is the ratio of multiply-adds, and
     ``share_kept`` what the clock keeps of it: the speed-up over SDPA (else over the host) divided by it. ``peak_mib`` is
     what tensors take beyond the weights and the batch, ``memory_ratio`` that over the baseline's, and
-    ``memory_ratio_with_weights`` the same with the weights added to both.
+    ``memory_ratio_with_weights`` the same with the weights added to both; None where it was not measured.
     """
     own = compute[name]
     is_host = name in DENSE_HOSTS
@@ -135,6 +136,7 @@ def _row(
     ratio = 1.0 if is_host else own.dense / own.decided if counted else None
     baseline = sdpa or HOST
     over_baseline = asdict(timings.speedup(name, baseline))
+    peak = peaks.get(name)
     return {
         "path": DENSE_HOSTS[name] if is_host else _in_words(own.paths),
         "ms_per_batch": asdict(timings.milliseconds(name)),
@@ -145,9 +147,9 @@ def _row(
         "decided_multiply_adds": (own.each(own.dense if is_host else own.decided)) if counted else None,
         "executed_multiply_adds": own.each(own.executed) if counted and not is_host else None,
         "dense_over_decided": ratio,
-        "peak_mib": peaks[name] / MIB,
-        "memory_ratio": peaks[name] / peaks[baseline],
-        "memory_ratio_with_weights": (held + peaks[name]) / (held + peaks[baseline]),
+        "peak_mib": None if peak is None else peak / MIB,
+        "memory_ratio": None if peak is None else peak / peaks[baseline],
+        "memory_ratio_with_weights": None if peak is None else (held + peak) / (held + peaks[baseline]),
     }
 
 

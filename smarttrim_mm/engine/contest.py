@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch.utils.data import DataLoader
@@ -63,9 +63,15 @@ class RandomBatches:
         least, most = (check_length(shape, length) for length in args.text_lengths)
         return cls(model, (least, most), precision, args.seed)
 
-    def draw(self, size: int, rounds: int) -> Iterator[VLMInputs]:
-        """Batches of a size."""
-        return self._draw(self.lengths, size, rounds)
+    def draw(self, size: int, rounds: int, imposed: Iterable[ImposedKeep] = ()) -> Iterator[VLMInputs]:
+        """Batches of a size; what will be imposed on them is drawn before, that nobody is timed at it."""
+        imposed = list(imposed)
+        for inputs in self._draw(self.lengths, size, rounds):
+            each = inputs.pairs_per_sample  # several images of a sample may be streams of their own
+            ids = [inputs.sample_ids, inputs.image_ids, *(inputs.sample_ids[first::each] for first in range(each))]
+            for policy in imposed:
+                policy.prepare(*ids, *([] if inputs.text_ids is None else [inputs.text_ids]))
+            yield inputs
 
     def impose(
         self, policy: Policy, speedups: Sequence[float], *, size: int, rounds: range, spread: float
@@ -105,17 +111,20 @@ def on_random(batches: RandomBatches, policies: Mapping[str, Policy], args: argp
     rounds = range(args.warmup, args.warmup + args.rounds)
 
     def contest(size: int) -> Contest:
-        first, every = next(batches.draw(size, 1)), batches.draw(size, rounds.stop)
+        first = next(batches.draw(size, 1))
         if not args.speedups:
+            every = batches.draw(size, rounds.stop)
             return Contest(first, every, policy_contenders(batches.model, policies), batches.lengths[1])
         found: dict[str, Contender] = {}
+        drawn: list[ImposedKeep] = []
         for number, (name, policy) in enumerate(policies.items()):
             imposed = batches.impose(policy, args.speedups, size=size, rounds=rounds, spread=args.spread)
+            drawn += imposed.values()
             found |= policy_contenders(batches.model, {f"{name} at {speedup:g}x": one for speedup, one in imposed.items()})
             if args.rivals and number == 0:
                 for speedup, one in imposed.items():
                     found |= _rivals(batches.model, one, first, speedup)
-        return Contest(first, every, found, batches.lengths[1])
+        return Contest(first, batches.draw(size, rounds.stop, drawn), found, batches.lengths[1])
 
     return contest
 

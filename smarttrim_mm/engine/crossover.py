@@ -84,7 +84,7 @@ def packed_against_dense_shapes(
         with torch.inference_mode():
             timings = interleave(
                 contenders,
-                batches.draw(size, rounds.stop),
+                batches.draw(size, rounds.stop, imposed.values()),
                 warmup=args.warmup,
                 synchronize=synchronizer(model),
                 on_run=bar.advance,

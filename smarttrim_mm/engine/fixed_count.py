@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from smarttrim_mm.layers.compacted import CompactedExecution, CompactedLayout
+from smarttrim_mm.layers.token_wise import TokenWise
 from smarttrim_mm.layers.views import AttentionView, LayerStep
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.structures import Layout, TokenStream
@@ -149,10 +150,13 @@ class FixedCountExecution(CompactedExecution):
         fixed: Says how many tokens stay.
         sample_ids: Identity of each image-text pair, long [B].
         pairs_per_sample: Consecutive pairs whose compute is summed as that of one sample.
+        token_wise: Computes what is done to each token alone; None: as it is.
     """
 
-    def __init__(self, fixed: FixedCount, *, sample_ids: Tensor, pairs_per_sample: int = 1) -> None:
-        super().__init__(fixed, sample_ids=sample_ids, kind="masked", pairs_per_sample=pairs_per_sample)
+    def __init__(
+        self, fixed: FixedCount, *, sample_ids: Tensor, pairs_per_sample: int = 1, token_wise: TokenWise | None = None
+    ) -> None:
+        super().__init__(fixed, sample_ids=sample_ids, kind="masked", pairs_per_sample=pairs_per_sample, token_wise=token_wise)
         self.fixed = fixed
 
     def run(

@@ -93,7 +93,11 @@ def pad_to_longest(model: TrimmedVLM, policy: Policy, inputs: VLMInputs) -> tupl
         Logits [G, C] and the record of what was kept.
     """
     execution = CompactedExecution(
-        policy, sample_ids=inputs.sample_ids, kind="masked", pairs_per_sample=inputs.pairs_per_sample
+        policy,
+        sample_ids=inputs.sample_ids,
+        kind="masked",
+        pairs_per_sample=inputs.pairs_per_sample,
+        token_wise=model.token_wise,
     )
     return _run(model, inputs, execution)
 
@@ -103,7 +107,9 @@ def run_fixed_count(model: TrimmedVLM, fixed: FixedCount, inputs: VLMInputs) -> 
     return _run(
         model,
         inputs,
-        FixedCountExecution(fixed, sample_ids=inputs.sample_ids, pairs_per_sample=inputs.pairs_per_sample),
+        FixedCountExecution(
+            fixed, sample_ids=inputs.sample_ids, pairs_per_sample=inputs.pairs_per_sample, token_wise=model.token_wise
+        ),
     )
 
 
@@ -112,7 +118,9 @@ def run_merging(model: TrimmedVLM, merging: TokenMerging, inputs: VLMInputs) -> 
     return _run(
         model,
         inputs,
-        MergingExecution(merging, sample_ids=inputs.sample_ids, pairs_per_sample=inputs.pairs_per_sample),
+        MergingExecution(
+            merging, sample_ids=inputs.sample_ids, pairs_per_sample=inputs.pairs_per_sample, token_wise=model.token_wise
+        ),
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from smarttrim_mm.layers.compacted import CompactedExecution, CompactedLayout
 from smarttrim_mm.layers.merging_layer import check_merges, run_merging_layer
 from smarttrim_mm.layers.record import StepRecord, attention_multiply_adds
+from smarttrim_mm.layers.token_wise import TokenWise
 from smarttrim_mm.layers.views import AttentionView, LayerStep
 from smarttrim_mm.ops.merging import matching_multiply_adds, merge_schedule
 from smarttrim_mm.policies.base import Policy
@@ -79,10 +80,15 @@ class MergingExecution(CompactedExecution):
         merging: Says how many tokens merge.
         sample_ids: Identity of each image-text pair, long [B].
         pairs_per_sample: Consecutive pairs whose compute is summed as that of one sample.
+        token_wise: Computes what is done to each token alone; None: as it is.
     """
 
-    def __init__(self, merging: TokenMerging, *, sample_ids: Tensor, pairs_per_sample: int = 1) -> None:
-        super().__init__(merging, sample_ids=sample_ids, kind="masked", pairs_per_sample=pairs_per_sample)
+    def __init__(
+        self, merging: TokenMerging, *, sample_ids: Tensor, pairs_per_sample: int = 1, token_wise: TokenWise | None = None
+    ) -> None:
+        super().__init__(
+            merging, sample_ids=sample_ids, kind="masked", pairs_per_sample=pairs_per_sample, token_wise=token_wise
+        )
         self.merging = merging
 
     def run(

@@ -5,7 +5,7 @@ For clocks: a model of native size can so be timed at a given speed-up with rand
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -16,11 +16,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 from smarttrim_mm.layers.views import AttentionView, LayerStep, modality
 from smarttrim_mm.ops.ranking import hash_uniform, keep_top, ranks
 from smarttrim_mm.policies.base import Policy
-from smarttrim_mm.structures import Decision, Layout, PackedLayout, Streams, TokenStream
+from smarttrim_mm.structures import Decision, Layout, PaddedLayout, Streams, TokenStream
 
 _HALF_WIDTH = 3**0.5  # of an even distribution, in standard deviations
 _SHARE, _ORDER, _HEADS = range(3)  # what is drawn
 _FIRST = 2.0  # above every draw
+_COLUMNS = 64  # places of tokens are drawn in blocks of so many, so that lengths of texts share them
 
 
 @dataclass(frozen=True)
@@ -136,14 +137,26 @@ class ImposedShares:
 
     def _grid(self, layout: Layout) -> Tensor:
         """Random order of the tokens, protected ones first, -inf where there is none, [B, N]."""
-        drawn = _uniform(_ORDER, self.seed, self._shifted(layout.ids), 1, layout.size, layout.ids.device)[0]
-        order = layout.from_grid(drawn)
+        order = layout.from_grid(self._order(layout.ids, layout.size)[:, : layout.size])
         return layout.to_grid(order.masked_fill(layout.protected, _FIRST), -torch.inf)
 
     def which_heads(self, step: LayerStep, view: AttentionView, ids: Tensor) -> Tensor:
         """Those that are on, bool [B, H]."""
-        on = _heads(self.mean, self.spread, self.seed, self._shifted(ids), self.places.heads, ids.device)
-        return on[self.places.attentions[step.name, view.name], :, : view.heads]
+        return self._which_heads(ids)[self.places.attentions[step.name, view.name], :, : view.heads]
+
+    def draw(self, ids: Tensor, sizes: Iterable[int]) -> None:
+        """Draws for instances, long [B], all random numbers that streams of these sizes need: they are drawn once only."""
+        self.of(ids)
+        if self.places.heads:
+            self._which_heads(ids)
+        for size in sizes:
+            self._order(ids, size)
+
+    def _which_heads(self, ids: Tensor) -> Tensor:
+        return _heads(self.mean, self.spread, self.seed, self._shifted(ids), self.places.heads, ids.device)
+
+    def _order(self, ids: Tensor, size: int) -> Tensor:
+        return _uniform(_ORDER, self.seed, self._shifted(ids), 1, _blocks(size), ids.device)[0]
 
     def _shifted(self, ids: Tensor) -> tuple[int, ...]:
         known = on_host(ids)
@@ -158,6 +171,10 @@ def on_host(ids: Tensor) -> tuple[int, ...]:
     if ids not in _KNOWN:
         _KNOWN[ids] = tuple(ids.tolist())
     return _KNOWN[ids]
+
+
+def _blocks(size: int) -> int:
+    return -(-size // _COLUMNS) * _COLUMNS
 
 
 # One draw serves all layers, so that little of what is timed is drawing.
@@ -202,9 +219,10 @@ def _heads(mean: float, spread: float, seed: int, ids: tuple[int, ...], heads: t
 class ImposedKeep(Policy):
     """Asks another policy, and keeps what :class:`ImposedShares` says instead, wherever that policy may cut.
 
-    Its compute is the other policy's; drawing what is kept is not counted, but takes its time: once for each stream that is
-    new, not in each layer. It is no plugin: it is made around a policy that is there. A stream that it cuts is cut by no one
-    else.
+    Its compute is the other policy's; finding what is kept is not counted, but takes its time: once for each stream that is
+    new, not in each layer. The random numbers behind it are drawn once for all that share identities and seed: whoever times
+    several calls :meth:`prepare` first, or the first of them pays for the others. It is no plugin: it is made around a policy
+    that is there. A stream that it cuts is cut by no one else.
 
     Args:
         policy: Decides, in vain.
@@ -214,8 +232,9 @@ class ImposedKeep(Policy):
     def __init__(self, *, policy: Policy, shares: ImposedShares) -> None:
         super().__init__(steps=())
         self.policy, self.shares = policy, shares
-        # by what a packed stream carries along: its identities, its size when it was seen first, and what is left of it
+        # by what a stream carries along: its identities, its size when it was seen first, and what is left of it
         self._drawn: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._sizes: set[int] = set()  # of the streams so far
 
     @classmethod
     def around(cls, policy: Policy, steps: Sequence[LayerStep], *, spread: float = 0.1, seed: int = 0) -> ImposedKeep:
@@ -245,18 +264,22 @@ class ImposedKeep(Policy):
         )
 
     def prepare(self, *ids: Tensor) -> None:
-        """Reads identities, long [B] each, from the device, so that no pass over streams of these very tensors does."""
+        """Reads identities from the device and draws for them, so that no pass over streams of these very tensors does.
+
+        Args:
+            ids: long [B] each; drawn is for streams as long as those of earlier passes.
+        """
         for each in ids:
-            on_host(each)
+            self.shares.draw(each, self._sizes)
 
     def _which_tokens(self, step: LayerStep, name: str, stream: TokenStream) -> Tensor:
         """What :class:`ImposedShares` leaves of a stream: drawn for all depths when the stream is first seen."""
         layout = stream.layout
-        if not isinstance(layout, PackedLayout):
-            return self.shares.which_tokens(step, name, layout)
-        real, size = layout.full(), len(stream.x)  # the same tensor as long as the stream is only cut
+        real = layout.valid if type(layout) is PaddedLayout else layout.full()  # the same as long as the stream is only cut
+        size = stream.x.shape[:-1].numel()
         known = self._drawn.get(real)
         if known is None or known[0] is not layout.ids or known[1] < size:
+            self._sizes.add(_blocks(layout.size))
             known = self._drawn[real] = (layout.ids, size, self.shares.by_depth(name, layout))
         return layout.from_grid(known[2][self.shares.places.depths[step.name, name]])
 

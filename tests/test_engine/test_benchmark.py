@@ -1,6 +1,7 @@
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,10 @@ import torch
 from smarttrim_mm.engine import benchmark as tool
 from smarttrim_mm.engine import contest
 from smarttrim_mm.engine.contenders import COMPILED, HOST, HOST_SDPA, PACKED
+from smarttrim_mm.engine.precision import PRECISIONS
+from smarttrim_mm.engine.stopwatch import Stopwatch
+from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
+from smarttrim_mm.policies import imposed
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "lavis_blip"
 SMALL_NLVR2 = """
@@ -120,9 +125,32 @@ def test_tool_finds_crossovers_and_prints_settings_that_configs_take(native, tmp
     assert [row["layer"] for row in layers][:2] == ["image.0", "image.1"]
     assert all(row["tokens_ms"] > 0 for row in layers if row["tokens_ms"] is not None)
     lines = [line for line in found["settings"] if line.startswith("model.policy")]
-    assert lines and all(line in capsys.readouterr().out for line in lines[:1])
+    printed = capsys.readouterr().out
+    assert lines and all(line in printed for line in lines)
+    assert found["threads"] == torch.get_num_threads()
     options = tool.parser().parse_args([config, "--cfg-options", *lines]).cfg_options
     tool.build_model(tool.read_config(config, options))
+
+
+@pytest.mark.parametrize(("mode", "seed"), [("--rivals", "91"), ("--crossover", "92")])  # draws of no other test
+def test_no_contender_draws_what_another_can_use(native, monkeypatch, mode, seed):
+    """With one round of warm-up, in which the sizes of streams are seen."""
+    config, draws, timing = native("blip_nlvr2_smarttrim-2x", SMALL_NLVR2), [], []
+    own, trace = imposed.hash_uniform, TrimmedVLM.trace
+    monkeypatch.setattr(imposed, "hash_uniform", lambda *keys: draws.append(len(timing)) or own(*keys))
+
+    def timed(self, inputs, *args, **settings):
+        timing.append(inputs.sample_ids.min().item())
+        before = len(draws)
+        result = trace(self, inputs, *args, **settings)
+        if timing[-1] > 0 and not isinstance(settings.get("policy"), Stopwatch):  # not of the first round
+            assert len(draws) == before
+        return result
+
+    monkeypatch.setattr(TrimmedVLM, "trace", timed)
+    arguments = ["--speedups", "1.1", "1.2", "--text-lengths", "5", "9", "--batch-sizes", "2", "--rounds", "3", "--warmup", "1"]
+    tool.main([config, mode, *arguments, "--seed", seed])
+    assert max(timing) > 0 and draws
 
 
 def test_tool_says_what_can_be_reached(native, capsys):
@@ -153,10 +181,53 @@ def test_tool_writes_ratios_machine_and_command(small_config, small_checkpoint, 
     assert "packed dense" in printed
 
 
+def test_what_was_measured_outlives_what_breaks_later(small_config, tmp_path, monkeypatch):
+    own, out = tool.compare_clocks, tmp_path / "out"
+    sizes = []
+
+    def break_at_two(model, contenders, batches, **settings):
+        sizes.append(1)
+        if len(sizes) == 2:
+            raise KeyboardInterrupt
+        return own(model, contenders, batches, **settings)
+
+    monkeypatch.setattr(tool, "compare_clocks", break_at_two)
+    arguments = ["--random-inputs", "--batch-sizes", "1", "2", "--rounds", "1", "--warmup", "0", "--out", str(out)]
+    with pytest.raises(KeyboardInterrupt):
+        tool.main([small_config("smarttrim"), *arguments])
+    assert [result["batch_size"] for result in json.loads((out / "benchmark.json").read_text())["results"]] == [1]
+
+
+class OneImage(list):
+    """On a GPU, as far as is asked."""
+
+    device = torch.device("cuda")
+
+    def __init__(self):
+        super().__init__([None])
+
+
+def test_a_forward_that_no_graph_holds_leaves_the_others(small_model, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(tool, "graphed_contender", refuse)
+    first = SimpleNamespace(images=OneImage(), pairs_per_sample=1)
+    alone = SimpleNamespace(first=first, contenders={}, text_length=5)
+    found = tool._contenders(SimpleNamespace(compile=False), small_model({"type": "Dense"}), alone, PRECISIONS["fp32"])
+    assert list(found) == [HOST, PACKED]
+    expected = "CUDA graph: left out, as the host's forward is not captured: operation not permitted when stream is capturing\n"
+    assert expected in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
         (["--rounds", "0"], "--rounds is 0"),
+        (["--crossover", "--policies", "Random"], "--policies Random is given with --crossover"),
+        (["--crossover", "--rivals"], "--rivals is given with --crossover"),
+        (["--crossover", "--compile"], "--compile is given with --crossover"),
+        (["--crossover", "--threads", "1", "2"], r"--threads is \[1, 2\] with --crossover; expected one number"),
         (["--batch-sizes", "1", "-2"], "--batch-sizes is -2"),
         (["--threads", "0"], "--threads is 0"),
         (["--split", "dev"], "split is 'dev'"),

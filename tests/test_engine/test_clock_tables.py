@@ -38,6 +38,8 @@ def test_table_shows_every_contender(result):
     trimmed = "SmartTrim at 2x|1.50|1.40 - 1.60|1.30|1.20 - 1.35|2.00|0.65|11.00|11.50|20.0|3.2|0.75"
     assert cells(lines[3]) == cells(trimmed)
     assert len({len(line) for line in lines}) == 1
+    long = {**result["contenders"], "fixed count, DynamicViT-style at 1.25x": result["contenders"]["SmartTrim at 2x"]}
+    assert len({len(line) for line in table("batch 8", {**result, "contenders": long}).splitlines()}) == 1
 
 
 def test_one_column_of_ratios_where_the_baselines_are_one(result):

@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
+from smarttrim_mm.engine.clock_tables import table
 from smarttrim_mm.engine.clocks import compare_clocks
-from smarttrim_mm.engine.contenders import HOST, HOST_SDPA, PACKED, dense_contenders, policy_contenders
+from smarttrim_mm.engine.contenders import GRAPHED, HOST, HOST_SDPA, PACKED, dense_contenders, policy_contenders
 from smarttrim_mm.registry import MODELS
 from smarttrim_mm.testing import backbone_cases, excite, random_inputs
 
@@ -63,6 +64,17 @@ def test_memory_is_measured_beside_the_baselines(small_model, batches):
         assert row["memory_ratio"] == pytest.approx(row["peak_mib"] / rows[HOST]["peak_mib"])
         both = [row["peak_mib"] + result["held_mib"], rows[HOST]["peak_mib"] + result["held_mib"]]
         assert row["memory_ratio_with_weights"] == pytest.approx(both[0] / both[1])
+
+
+def test_a_graph_is_not_said_to_take_no_memory(small_model, batches):
+    model, runs = small_model({"type": "Dense"}), []
+    contenders = {**dense_contenders(model), GRAPHED: lambda inputs: (model.host_forward(inputs), None)}
+    result = compare_clocks(model, contenders, iter(batches(model)), warmup=1, on_run=lambda: runs.append(1))
+    row = result["contenders"][GRAPHED]
+    assert [row[key] for key in ("peak_mib", "memory_ratio", "memory_ratio_with_weights")] == [None] * 3
+    assert row["dense_over_decided"] == 1
+    assert len(runs) == 3 * (1 + 2 + 1)
+    assert GRAPHED in table("batch 1", result)
 
 
 def test_a_contender_without_a_record_is_timed_alone(small_model, batches):

@@ -19,6 +19,7 @@ from smarttrim_mm.engine.rivals import (
     run_merging,
 )
 from smarttrim_mm.engine.token_merging import TokenMerging
+from smarttrim_mm.layers.token_wise import TokenWise
 from smarttrim_mm.registry import MODELS
 from smarttrim_mm.testing import backbone_cases, count_multiply_adds, excite, random_inputs
 
@@ -193,6 +194,27 @@ def test_predictors_leave_the_random_state_alone():
     weights = [next(fixed.predictors.parameters()) for fixed in (one, other)]
     assert not torch.equal(*(list(fixed.predictors.parameters())[2] for fixed in (one, other)))
     assert all(not weight.requires_grad for weight in weights)
+
+
+@torch.inference_mode()
+def test_what_is_compiled_of_the_model_is_compiled_of_its_rivals():
+    class Counted(TokenWise):
+        def mlp_sublayer(self, *arguments):
+            calls.append(1)
+            return super().mlp_sublayer(*arguments)
+
+    model, calls = build("METER/shared images"), []
+    model.token_wise = Counted()
+    inputs, layers = batch(model), sum(len(step.layers) for stage in model.backbone.steps.values() for step in stage)
+    (imposed,) = impose(model, inputs, [1.15]).values()
+    found = {}
+    rivals = rival_contenders(model, imposed, inputs, 1.15)
+    for name, run in rivals.items():
+        calls.clear()
+        run(inputs)
+        found[name] = len(calls)
+    merging = layers - len(model.backbone.steps["image"])  # the layers that merge are another code
+    assert found == {MASK_ONLY: layers, PAD_TO_LONGEST: layers, FIXED_COUNT: layers, MERGING: merging}
 
 
 def test_what_is_out_of_reach_is_told():

@@ -1,7 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from smarttrim_mm.engine.rivals import pad_to_longest
 from smarttrim_mm.layers.views import LayerStep
+from smarttrim_mm.policies import imposed
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.policies.imposed import ImposedKeep, ImposedShares, Places
 from smarttrim_mm.structures import TokenStream
@@ -134,6 +138,45 @@ def test_depths_drawn_at_once_are_those_drawn_one_by_one(make_model, make_inputs
     with torch.no_grad():
         for inputs in (make_inputs(model), make_inputs(model, (5,), None), make_inputs(model)):
             model.trace(inputs, policy=Both(steps=()))
-    assert len(asked) == 3 * 9 and not all(keep.all() for *_, keep in asked)
+            model.trace(inputs, "masked", policy=Both(steps=()))
+    assert len(asked) == 2 * 3 * 9 and not all(keep.all() for *_, keep in asked)
     for step, name, layout, keep in asked:
         assert torch.equal(policy.shares.which_tokens(step, name, layout), keep)
+
+
+def test_no_execution_draws_more_often_than_another(make_model, make_inputs, impose, monkeypatch):
+    model = make_model(SMARTTRIM)
+    policy, sorts = impose(model, 0.6, 0.2), []
+    own = imposed.ranks
+    monkeypatch.setattr(imposed, "ranks", lambda grid: sorts.append(grid.shape) or own(grid))
+    found = []
+    with torch.no_grad():
+        for run in (
+            lambda inputs: model.trace(inputs, policy=policy),
+            lambda inputs: model.trace(inputs, "masked", policy=policy),
+            lambda inputs: pad_to_longest(model, policy, inputs),
+        ):
+            run(make_inputs(model))
+            found.append(list(sorts))
+            sorts.clear()
+    assert len(found[0]) == 3  # texts, images, and images spread over their texts, however many layers cut them
+    assert found[0] == found[1] == found[2]
+
+
+def test_what_is_prepared_is_not_drawn_again(make_model, make_inputs, impose, monkeypatch):
+    model = make_model(SMARTTRIM)
+    policies, draws = [impose(model, mean, 0.2) for mean in (0.5, 0.7)], []
+    own = imposed.hash_uniform
+    monkeypatch.setattr(imposed, "hash_uniform", lambda *keys: draws.append(1) or own(*keys))
+    with torch.no_grad():
+        for seed in (1, 2):  # identities of no other test
+            inputs = replace(make_inputs(model), sample_ids=torch.arange(6) + 7_000 * seed)
+            for policy in policies:
+                policy.prepare(inputs.sample_ids, inputs.image_ids)
+            drawn = len(draws)
+            for policy in policies:
+                model.trace(inputs, policy=policy)
+            assert drawn > 0
+            if seed == 2:  # in a first pass the sizes are new
+                assert len(draws) == drawn
+            draws.clear()

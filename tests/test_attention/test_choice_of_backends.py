@@ -37,8 +37,9 @@ def test_plans_of_heads():
     plan = HeadPlan.of(torch.tensor([[0.0, 1.0, 0.3], [0.0, 0.0, 1.0]]))
     assert plan.on == ((1, 2), (2,)) and (plan.heads, plan.pairs, plan.whole) == (3, 3, False)
     assert plan.union() == (1, 2)
-    some = plan.of_heads((1, 2), torch.tensor([1, 2]))
+    some = plan.of_heads((1, 2))
     assert some.on == ((0, 1), (1,)) and torch.equal(some.gate, torch.tensor([[True, True], [False, True]]))
+    assert plan.of_heads((0, 1, 2)) is plan
     assert HeadPlan.of(torch.ones(2, 3)).whole
 
 

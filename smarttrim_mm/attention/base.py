@@ -79,6 +79,8 @@ class HeadPlan:
 
     def of_heads(self, heads: Sequence[int]) -> HeadPlan:
         """The plan of some of the heads (ascending), numbered anew."""
+        if len(heads) == self.heads:
+            return self
         number = {head: i for i, head in enumerate(heads)}
         on = tuple(tuple(number[head] for head in row if head in number) for row in self.on)
         return HeadPlan(torch.stack([self.gate[:, head] for head in heads], 1), on)
@@ -137,7 +139,7 @@ class ChosenAttention:
 
     def __init__(self, backend: str | Mapping[str, Any] = AUTO) -> None:
         config = {"type": backend} if isinstance(backend, str) else dict(backend)
-        self.chosen: AttentionBackend | None = None if config["type"] == AUTO else ATTENTION_BACKENDS.build(config)
+        self.chosen: AttentionBackend | None = None if config.get("type") == AUTO else ATTENTION_BACKENDS.build(config)
 
     def on(self, device: torch.device, dtype: torch.dtype) -> AttentionBackend:
         """The backend for tensors of a device and dtype.

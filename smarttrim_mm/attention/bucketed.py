@@ -86,7 +86,7 @@ class _Bucket:
     of_k: _Padding
 
 
-@lru_cache(maxsize=256)  # layers that drop nothing share their lengths
+@lru_cache(maxsize=32)  # layers that drop nothing share their lengths; more would fill the memory with those of past batches
 @torch.inference_mode(False)  # what is kept must serve passes with gradients too
 def _plan(
     lengths_q: tuple[int, ...], lengths_k: tuple[int, ...], padding_per_bucket: int, device: torch.device
@@ -121,7 +121,7 @@ def _plan(
     return tuple(buckets), to_device(places, device)
 
 
-@lru_cache(maxsize=256)  # a stream is padded alike in all attentions of a layer
+@lru_cache(maxsize=64)  # a stream is padded alike in all attentions of a layer
 @torch.inference_mode(False)
 def _pad(lengths: tuple[int, ...], instances: tuple[int, ...] | None, device: torch.device) -> _Padding:
     """Pads instances (None: all) to a multiple of 16 tokens, unless they are of one length."""

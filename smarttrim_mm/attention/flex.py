@@ -61,7 +61,7 @@ def _compiled() -> Any:
     return torch.compile(flex_attention, dynamic=True)
 
 
-@lru_cache(maxsize=256)  # layers that drop nothing share their lengths
+@lru_cache(maxsize=32)  # layers that drop nothing share their lengths; more would fill the memory with those of past batches
 @torch.inference_mode(False)  # what is kept must serve passes with gradients too
 def _block_mask(lengths_q: tuple[int, ...], lengths_k: tuple[int, ...], device: torch.device) -> tuple[BlockMask, int]:
     """The mask of B sequences, and how many scores lie in the blocks that it needs."""

@@ -106,7 +106,9 @@ def _attend_together(
     q, k, v = (split_heads(t[:rows], len(heads)) for t, rows in ((q, asking), (k, read), (v, read)))
     own = plan if plan is None or heads == every else plan.of_heads(heads)
     y, executed = backend(q, k, v, of_q, of_k, None if own is None or own.whole else own)
-    y = pad(y.flatten(1), (0, 0, 0, len(x) - asking))
+    y = y.flatten(1)
+    if len(x) > asking:  # else it would be copied
+        y = pad(y, (0, 0, 0, len(x) - asking))
     out = view.out(y) if heads == every else _output_of_heads(view, y, runs)
     return out, executed + projection_work(view, x, memory, len(heads))
 

@@ -331,11 +331,18 @@ class TrimRecord:
     def executed_multiply_adds(self) -> float:
         """Multiply-adds that were really executed for the batch, the policy's own included, mean per sample."""
         total = 0.0
+        deciding = []  # read from the device at once
         for entry in self.entries:
             total += entry.executed
             if isinstance(entry, StepRecord):
                 held = {name: layout.held() for name, layout in entry.before.items()}
-                total += float(torch.as_tensor(self.policy.multiply_adds(entry.step, held)).expand(entry.batch_size).sum())
+                own = self.policy.multiply_adds(entry.step, held)
+                if isinstance(own, Tensor):
+                    deciding.append(own.expand(entry.batch_size).sum())
+                else:
+                    total += own * entry.batch_size
+        if deciding:
+            total += sum(torch.stack(deciding).tolist())
         return total / self.samples
 
     def summary(self) -> dict[str, Tensor]:

@@ -65,7 +65,7 @@ def run_layer(
         policy: Decides what stays.
         guides: Guide tokens [B, D] of streams outside the step (``step.guides``).
         attention: Computes the attention of packed streams.
-        token_wise: Computes what is done to each token alone.
+        token_wise: Computes what is done to each token alone; in training, where dropout acts, that is done as it is.
 
     Returns:
         The streams after the step, and the record of what was kept and executed. Streams without a layer in this step
@@ -78,7 +78,11 @@ def run_layer(
     del streams  # what was dropped need not wait in memory while the layer runs
     executed = 0
     outputs = dict(cut)
-    filled = {name: replace(stream, x=fill_rows(stream.x)) for name, stream in cut.items()} if packed else cut
+    filled = cut
+    if any(layer.owner.training for layer in step.layers.values()):
+        token_wise = _EAGER
+    elif packed:
+        filled = {name: replace(stream, x=fill_rows(stream.x)) for name, stream in cut.items()}
     for name, layer in step.layers.items():
         x, work = _run_stream(name, layer, filled, heads, attention, token_wise)
         outputs[name] = replace(cut[name], x=x[: cut[name].layout.rows])
@@ -212,7 +216,8 @@ def _attend(
         assert isinstance(memory.layout, PaddedLayout)
         return _attend_padded(view, query.x, memory.x, memory.layout, heads.gate if heads else None, training)
     assert isinstance(memory.layout, PackedLayout)
-    of_q, of_k = query.layout.sequences, memory.layout.sequences
+    of_q = query.layout.sequences
+    of_k = of_q if memory.layout is query.layout else memory.layout.sequences  # backends lay out one set of sequences once
     return attend_packed(view, query.x, memory.x, of_q, of_k, heads.plan if heads else None, attention)
 
 

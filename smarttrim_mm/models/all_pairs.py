@@ -172,7 +172,8 @@ class PairScorer:
         return scores, _add({name: values.double() for name, values in encoded.taken.items()}, _add(shared, taken))
 
     def _execution(self, ids: Tensor) -> Execution:
-        return Execution(self.model.policy, sample_ids=ids, kind="packed", attention=self.model.attention)
+        model = self.model
+        return Execution(model.policy, sample_ids=ids, kind="packed", attention=model.attention, token_wise=model.token_wise)
 
     def _pairs(self, encoded: EncodedImages, image: Tensor, text: Tensor) -> VLMInputs:
         """Says which image and text make a pair; pixels and token ids have been read."""

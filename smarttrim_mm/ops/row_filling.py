@@ -42,6 +42,7 @@ def _filled(x: Tensor, rows: int) -> int:
     """To how many rows like those of x so many are rounded up."""
     if x.device.type != "cpu" or x.dim() != 2 or torch.is_grad_enabled():
         return rows
-    if not x.is_floating_point() or (x.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")):
+    lowered = x.dtype is torch.float32 and torch.is_autocast_enabled("cpu")
+    if not lowered and x.dtype not in (torch.bfloat16, torch.float16):
         return rows
     return rows + -rows % _MULTIPLES[rows >= _FEW]

@@ -12,8 +12,8 @@ class WatchedTensor:
     """Tells whether a tensor still holds what it held.
 
     Seen are changes in place, data that were put in its place (``module.to``), and another tensor. Not seen is what is
-    written past autograd, through ``tensor.data``: whoever does that says so, by ``eval()`` for a policy. An inference tensor
-    does not count its changes: it is never taken for unchanged.
+    written past autograd, through ``tensor.data`` or by torch's fused optimizers (``AdamW(fused=True)``): whoever does that
+    says so, by ``eval()`` for a policy. An inference tensor does not count its changes: it is never taken for unchanged.
 
     Args:
         tensor: The tensor.

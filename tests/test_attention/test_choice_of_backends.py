@@ -39,6 +39,7 @@ def test_plans_of_heads():
     assert plan.union() == (1, 2)
     some = plan.of_heads((1, 2))
     assert some.on == ((0, 1), (1,)) and torch.equal(some.gate, torch.tensor([[True, True], [False, True]]))
+    assert plan.of_heads((0, 1, 2)) is plan
     assert HeadPlan.of(torch.ones(2, 3)).whole
 
 

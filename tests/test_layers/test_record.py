@@ -229,3 +229,17 @@ def test_a_stream_goes_on_as_two(twin_layer, fixed):
     n, m = 6, 2  # of each image its first token
     fusion = 2 * n * 2 * 256 + 2 * m * 16 * 12 + 2 * n * m * 16 + n * 768
     assert execution.record.least_multiply_adds().tolist() == [768 + fusion] * 2
+
+
+def test_what_deciding_took_is_read_from_the_device_at_once(encoder_layer, fixed, stream, monkeypatch):
+    _, step = encoder_layer(True)
+    policy = fixed()
+    execution = Execution(policy, sample_ids=IDS, kind="packed")
+    execution.run([step, replace(step, name="text.1")], {"words": execution.start(stream)})
+    without = execution.record.executed_multiply_adds()
+    policy.multiply_adds = lambda step, counts: 3 * counts["words"]
+    reads, own = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.append(tensor) or own(tensor))
+    monkeypatch.setattr(torch.Tensor, "__float__", lambda tensor: pytest.fail("one more is read"))
+    assert execution.record.executed_multiply_adds() == without + 2 * 3 * (6 + 4) / 2
+    assert len(reads) == 1

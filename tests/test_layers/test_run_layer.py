@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from smarttrim_mm.attention.base import ChosenAttention
 from smarttrim_mm.layers.run_layer import _drop_path, run_layer
 from smarttrim_mm.structures import TokenStream
 
@@ -157,3 +160,30 @@ def test_drop_path_takes_whole_instances(tokens):
     torch.testing.assert_close(results[0], stream.pack().x * stream.pack().layout.per_token(kept[:, None] / 0.75))
     assert 0 < kept.sum() < 50
     assert _drop_path(tokens, stream.layout, 0.0) is tokens
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_stochastic_depth_in_low_precision_without_gradients(encoder_layer, fixed, tokens, packed):
+    """As a teacher's pass has it: no further rows lie behind the tokens of packed streams."""
+    host, step = encoder_layer(True)
+    layer = step.layers["words"]
+    layer = replace(layer, mlp=replace(layer.mlp, drop_path=0.5), owner=host.train())
+    stream = TokenStream.start(tokens, ids=IDS, valid=VALID)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        out, _ = run_layer(replace(step, layers={"words": layer}), {"words": stream.pack() if packed else stream}, fixed())
+    assert out["words"].x.shape == ((14, 16) if packed else tokens.shape)
+
+
+def test_self_attention_has_one_set_of_sequences(decoder_layer, fixed, tokens):
+    """Backends lay out one set of sequences once, and know it by its identity."""
+    same = []
+
+    class Spied(ChosenAttention):
+        def on(self, device, dtype):
+            backend = super().on(device, dtype)
+            return lambda q, k, v, of_q, of_k, heads: same.append(of_q is of_k) or backend(q, k, v, of_q, of_k, heads)
+
+    _, step = decoder_layer(True)
+    streams = {name: TokenStream.start(tokens, ids=IDS).pack() for name in ("words", "image")}
+    run_layer(step, streams, fixed(), attention=Spied())
+    assert same == [True, False]

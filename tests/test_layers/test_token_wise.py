@@ -106,6 +106,13 @@ def test_a_model_is_eager_unless_it_is_told(graphs):
         assert graphs() == expected
 
 
+def test_training_makes_no_graph(make_model, make_inputs, graphs):
+    """Not even the pass of a teacher, which records no gradients."""
+    model = make_model(distillation={"type": "SelfDistillation"}, compile={"backend": "eager"})
+    model.train().loss(make_inputs(model))
+    assert graphs() == 0
+
+
 def test_padded_streams_share_the_graphs_of_packed_ones(encoder_layer, fixed, tokens, graphs):
     _, step = encoder_layer(True)
     compiled, stream = CompiledTokenWise(backend="eager"), TokenStream.start(tokens, ids=torch.arange(3))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from smarttrim_mm.inputs import VLMInputs
+from smarttrim_mm.layers.token_wise import TokenWise
 from smarttrim_mm.models.all_pairs import PairScorer
 from smarttrim_mm.testing import count_multiply_adds
 
@@ -115,3 +116,21 @@ def test_what_cannot_rank(make_model, make_ranking, make_inputs):
 def test_guidance_by_the_text_excludes_ranking(make_model):
     with pytest.raises(ValueError, match="text_first=True with num_classes=None"):
         make_model(backbone={**RANKING, "text_first": True})
+
+
+@torch.inference_mode()
+def test_every_layer_runs_as_the_model_says(make_ranking, make_inputs):
+    """Two batches of texts, one of images, and five of the 18 pairs."""
+    calls = []
+
+    class Counted(TokenWise):
+        def mlp_sublayer(self, *args):
+            calls.append(args)
+            return super().mlp_sublayer(*args)
+
+    model = make_ranking("Dense")
+    model.token_wise = Counted()
+    inputs = make_inputs(model)
+    PairScorer(model, texts_of(model, inputs), pairs_per_batch=4).score(inputs, images=3)
+    layers = {stage: sum(len(step.layers) for step in steps) for stage, steps in model.backbone.steps.items()}
+    assert len(calls) == 2 * layers["text"] + layers["image"] + 5 * layers["fusion"]

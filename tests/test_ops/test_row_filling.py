@@ -19,6 +19,7 @@ def test_single_precision_and_training_are_left_alone():
     x = torch.randn(5, 4)
     with torch.no_grad():
         assert fill_rows(x) is x
+        assert fill_rows(x.double()).shape == (5, 4)
         assert fill_rows(x.to("meta").bfloat16()).shape == (5, 4)  # no CPU
     assert fill_rows(x.bfloat16()).shape == (5, 4)  # gradients are recorded
 

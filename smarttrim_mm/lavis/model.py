@@ -59,6 +59,7 @@ class TrimmedModel(BaseModel):
                 checkpoint_layers=settings.checkpoint_layers,
                 attention=settings.attention,
                 packed_from=settings.packed_from,
+                compile=settings.compile,
             )
         ]
         self.policy = self.trimmed.policy

@@ -29,7 +29,7 @@ class Trimming:
         budget: Config of the loss on what was kept; None: none.
         text_first: See :class:`~smarttrim_mm.backbones.lavis.LavisBackbone`.
         checkpoint_layers: Whether layers are recomputed in the backward pass to save memory.
-        attention: See :class:`~smarttrim_mm.models.trimmed_vlm.TrimmedVLM`; ``packed_from`` too.
+        attention: See :class:`~smarttrim_mm.models.trimmed_vlm.TrimmedVLM`; ``packed_from`` and ``compile`` too.
         schedules: Configs of the hooks that move something while a training runs (``CurriculumHook``, ``NoiseHook``).
         epochs: How long that training is, ``${run.max_epoch}``.
     """
@@ -41,6 +41,7 @@ class Trimming:
     checkpoint_layers: bool = False
     attention: str | Mapping[str, Any] = "auto"
     packed_from: int = 1
+    compile: bool | Mapping[str, Any] = False
     schedules: list[Mapping[str, Any]] = field(default_factory=list)
     epochs: float | None = None
 

@@ -78,6 +78,10 @@ class TrimmedVLM(BaseModel):
         self.budget: BudgetLoss | None = MODELS.build(budget) if budget else None
         self.checkpoint_layers = checkpoint_layers
         self.attention = ChosenAttention(attention)
+        if not isinstance(compile, bool | Mapping):
+            raise ValueError(
+                f"compile is {compile!r}; expected True, False, or a dict of settings such as dict(mode='default')"
+            )
         self.token_wise = TokenWise() if compile is False else CompiledTokenWise(**({} if compile is True else compile))
         if packed_from < 1:
             raise ValueError(f"packed_from is {packed_from}; expected a number of pairs, 1 packs every batch")

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
-from smarttrim_mm.models.trimmed_vlm import is_right
+from smarttrim_mm.models.trimmed_vlm import TrimmedVLM, is_right
 from smarttrim_mm.registry import MODELS
+from smarttrim_mm.testing import backbone_cases
 
 SMARTTRIM = {"type": "SmartTrim", "stable_init": False}
 
@@ -226,3 +227,15 @@ def test_soft_targets_have_several_right_answers():
     targets = torch.tensor([[1.0, 0, 1, 0], [0.3, 0.3, 0, 0], [0, 0, 0.9, 1], [0, 0, 0, 0]])
     assert is_right(logits, targets).tolist() == [True, True, False, False]
     assert is_right(logits, torch.tensor([0, 1, 1, 3])).tolist() == [True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"packed_from": 0}, "packed_from is 0; expected a number of pairs"),
+        ({"compile": "max-autotune"}, "compile is 'max-autotune'; expected True, False, or a dict"),
+    ],
+)
+def test_settings_of_execution_are_checked(setting, message):
+    with pytest.raises(ValueError, match=message):
+        TrimmedVLM(backbone=backbone_cases()["METER/shared images"], policy={"type": "Dense"}, **setting)

@@ -71,11 +71,6 @@ class PaddedLayout:
         """Tokens per instance that layers are run on, dropped ones and padding included, fp32 [B]."""
         return torch.full_like(self.ids, self.gate.shape[1], dtype=torch.float32)
 
-    def longest(self) -> int:
-        """Most kept tokens of an instance, read from the device."""
-        (counts,) = to_host([self.kept_grid().sum(1)])
-        return max(counts)
-
     def kept_grid(self) -> Tensor:
         """True at the kept original positions, bool [B, N]."""
         return self.gate > 0
@@ -182,10 +177,6 @@ class PackedLayout:
     def held(self) -> Tensor:
         """Tokens per instance that layers are run on, fp32 [B]: those that are kept."""
         return self.counts()
-
-    def longest(self) -> int:
-        """Most kept tokens of an instance."""
-        return max(self.lengths)
 
     def kept_grid(self) -> Tensor:
         """True at the kept original positions, bool [B, N]."""

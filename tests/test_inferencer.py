@@ -95,7 +95,7 @@ def test_what_it_computes_is_what_a_test_computes(make, name):
         assert 1 < spent.speedup == trim["dense_multiply_adds"] / trim["multiply_adds"]
         ratios = {f"kept/{key}": kept / number for key, (kept, number) in spent.tokens.items()}
         ratios |= {f"heads/{key}": on / number for key, (on, number) in spent.heads.items()}
-        assert ratios.keys() == {key for key in trim if "multiply_adds" not in key}
+        assert ratios.keys() == {key for key in trim if "multiply_adds" not in key and key != "packed"}
         assert all(abs(ratios[key] - trim[key]) < 1e-6 for key in ratios)
 
 

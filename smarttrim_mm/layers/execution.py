@@ -189,8 +189,8 @@ class Execution:
             without, with_one = without * ~done, with_one * ~done
         none = n.new_zeros(memory.layout.batch_size)
         fixed, per_memory = none.index_add(0, index, without), none.index_add(0, index, with_one - without)
-        held = torch.tensor(float(sum(each.layout.longest() for each in (memory, *others.values()))))
-        executed = len(n) * int(decoder_multiply_adds(views, stream, torch.full_like(held, padded), held, per_token, after))
+        held = torch.stack([each.layout.counts()[index].max() for each in (memory, *others.values())]).sum()
+        executed = len(n) * decoder_multiply_adds(views, stream, torch.full_like(held, padded), held, per_token, after)
         self.record.entries.append(LinearRecord(name, stream, memory.layout, per_memory, executed, fixed=fixed))
         self.record.entries += [LinearRecord(name, other, each.layout, per_memory, 0) for other, each in others.items()]
 

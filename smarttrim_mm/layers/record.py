@@ -121,7 +121,7 @@ class LinearRecord:
         stream: The stream whose tokens it ran on; None: once per instance.
         layout: Layout of that stream at that point; None likewise.
         multiply_adds: Per token (or per pair); of a decoder by instance, [B].
-        executed: Multiply-adds that were really executed, for the whole batch.
+        executed: Multiply-adds that were really executed, for the whole batch; of a decoder on the device, [].
         rows: As in :class:`StepRecord`.
         fixed: Multiply-adds of each instance whatever its tokens, [B]; None: none.
     """
@@ -130,7 +130,7 @@ class LinearRecord:
     stream: str | None
     layout: Layout | None
     multiply_adds: float | Tensor
-    executed: int
+    executed: int | Tensor
     rows: Tensor | None = None
     fixed: Tensor | None = None
 
@@ -331,18 +331,21 @@ class TrimRecord:
     def executed_multiply_adds(self) -> float:
         """Multiply-adds that were really executed for the batch, the policy's own included, mean per sample."""
         total = 0.0
-        deciding = []  # read from the device at once
+        there = []  # what is on the device, read at once
         for entry in self.entries:
-            total += entry.executed
+            if isinstance(entry.executed, Tensor):
+                there.append(entry.executed)
+            else:
+                total += entry.executed
             if isinstance(entry, StepRecord):
                 held = {name: layout.held() for name, layout in entry.before.items()}
                 own = self.policy.multiply_adds(entry.step, held)
                 if isinstance(own, Tensor):
-                    deciding.append(own.expand(entry.batch_size).sum())
+                    there.append(own.expand(entry.batch_size).sum())
                 else:
                     total += own * entry.batch_size
-        if deciding:
-            total += sum(torch.stack(deciding).tolist())
+        if there:
+            total += sum(torch.stack(there).double().tolist())
         return total / self.samples
 
     def summary(self) -> dict[str, Tensor]:

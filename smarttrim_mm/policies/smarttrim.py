@@ -17,6 +17,8 @@ from smarttrim_mm.structures import Decision, Scores, Streams
 from smarttrim_mm.trimmers.fused import FusedStep, FusedTrimmers, zero_multiply_adds
 from smarttrim_mm.utils.watch import WatchedTensor
 
+_NOWHERE: tuple[dict[str, str], dict[str, str]] = ({}, {})  # a step that is read ahead has no trimmers
+
 
 @POLICIES.register_module()
 class SmartTrim(Policy):
@@ -120,7 +122,7 @@ class SmartTrim(Policy):
         )
 
     def trims(self, step: LayerStep) -> tuple[frozenset[str], frozenset[str]]:
-        of_tokens, of_heads = self._places[step.name]
+        of_tokens, of_heads = self._places.get(step.name, _NOWHERE)
         return frozenset(of_tokens), frozenset(of_heads)
 
     def reads(self, step: LayerStep) -> frozenset[str]:
@@ -128,13 +130,13 @@ class SmartTrim(Policy):
         return frozenset(name for name in step.guides if any(name in trimmer.guides for trimmer in trimmers))
 
     def multiply_adds(self, step: LayerStep, counts: Mapping[str, Tensor]) -> Tensor | float:
-        of_tokens, of_heads = self._places[step.name]
+        of_tokens, of_heads = self._places.get(step.name, _NOWHERE)
         total: Tensor = torch.zeros_like(next(iter(counts.values())))
         for name, key in of_tokens.items():
             trimmer: Any = self.token_trimmers[key]
             total = total + trimmer.multiply_adds(counts[name])
         head_trimmers: list[Any] = [self.head_trimmers[key] for key in of_heads.values()]
-        return total + sum(trimmer.multiply_adds() for trimmer in head_trimmers) + self._zeros[step.name]
+        return total + sum(trimmer.multiply_adds() for trimmer in head_trimmers) + self._zeros.get(step.name, 0)
 
     def train(self, mode: bool = True) -> Self:
         self._fused.clear()  # weights may have been written past autograd in the meantime, as an average's are
@@ -142,13 +144,13 @@ class SmartTrim(Policy):
         return super().train(mode)
 
     def _trimmers(self, step: LayerStep) -> list[Any]:
-        of_tokens, of_heads = self._places[step.name]
+        of_tokens, of_heads = self._places.get(step.name, _NOWHERE)
         trimmers: list[Any] = [self.token_trimmers[key] for key in of_tokens.values()]
         return trimmers + [self.head_trimmers[key] for key in of_heads.values()]
 
     def _logits(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> _Logits:
         """Keep-minus-drop logits of the step's tokens and heads: at inference of as many trimmers as can be at once."""
-        of_tokens, of_heads = self._places[step.name]
+        of_tokens, of_heads = self._places.get(step.name, _NOWHERE)
         fused = None
         if not self.training and not torch.is_grad_enabled() and (of_tokens or of_heads):
             fused = self._fused.step(step.name, (self.token_trimmers, of_tokens), (self.head_trimmers, of_heads))

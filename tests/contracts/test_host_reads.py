@@ -34,9 +34,8 @@ WAITING = {
 }
 BY_INDEX = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 READS = ("item", "tolist", "cpu", "numpy", "__array__", "__bool__", "__float__", "__int__", "__index__")
-# functions that read tensors which are on the host whatever the device is
+# what reads a tensor that is on the host whatever the device is
 ON_THE_HOST = {
-    "decoder": "made of a Python number in the line above",
     "_coordinates": "an attribute of mmpretrain's head that is no buffer, which `to` leaves where it was made",
 }
 SMARTTRIM = {"type": "SmartTrim", "stable_init": False}

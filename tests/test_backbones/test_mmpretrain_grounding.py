@@ -195,7 +195,7 @@ def test_given_the_written_coordinates_the_decoder_writes_them_again(build, batc
     data = model.data_preprocessor(batch, True)
     inputs = data["inputs"]
     _, steps = model.backbone._locate(
-        3, model.backbone._decoder_of_both(inputs, model._execution(inputs, model.dense, "packed"))
+        3, model.backbone._decoder_of_both(inputs, model.execution(inputs, "packed", model.dense))
     )
     boxes = replace(inputs.targets, boxes=(steps + 0.5) / 640)
     logits = model(replace(inputs, targets=boxes))

@@ -399,7 +399,7 @@ def _known_speedup(model: TrimmedVLM, meta: Mapping[str, Any]) -> float | None:
     if calibrated is not None:
         return calibrated
     steps = [step for stage in model.backbone.steps.values() for step in stage]
-    if not any(any(model.policy.trims(step)) for step in steps):
+    if not any(model.policy.may_cut(step) for step in steps):
         return 1.0
     return getattr(model.budget, "speedup", None)
 

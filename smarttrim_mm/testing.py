@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smarttrim_mm.layers.record import StepRecord, TrimRecord
+from smarttrim_mm.layers.record import Merged, StepRecord, TrimRecord
 from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.registry import MODELS, POLICIES
-from smarttrim_mm.structures import Decision, Streams, TokenStream
+from smarttrim_mm.structures import Decision, Evidence, Merge, Streams, TokenStream
 from smarttrim_mm.utils.flop_count import count_multiply_adds
 from smarttrim_mm.utils.random_inputs import random_inputs
 
@@ -87,10 +87,18 @@ class Replay(Policy):
         pairs = None if samples is None else pairs_of(record, samples)
         self.grids: dict[str, dict[str, Tensor]] = {}
         self.heads: dict[str, dict[str, Tensor]] = {}
+        self.run: dict[str, dict[str, Tensor]] = {}
+        self.after: dict[str, dict[str, Tensor]] = {}
+        self.merged: dict[str, dict[str, Merged]] = {}
         for entry in record.steps:
             rows = _rows(entry, pairs)
             self.grids[entry.step.name] = {name: layout.kept_grid()[rows] for name, layout in entry.tokens.items()}
             self.heads[entry.step.name] = {name: (gate > 0)[rows] for name, gate in entry.heads.items()}
+            self.run[entry.step.name] = {name: (gate > 0)[rows] for name, gate in entry.run.items()}
+            self.after[entry.step.name] = {name: layout.kept_grid()[rows] for name, layout in entry.after.items()}
+            self.merged[entry.step.name] = {
+                name: Merged(merged.into[rows], merged.weight[rows], merged.sized) for name, merged in entry.merged.items()
+            }
 
     def before_layer(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> Decision:
         keep = {}
@@ -99,7 +107,25 @@ class Replay(Policy):
             keep[name] = stream.layout.from_grid(_of_instances(self.grids[step.name][name], stream)[:, :width])
         first = next(iter(streams.values()))
         heads = {name: _of_instances(grid, first) for name, grid in self.heads[step.name].items()}
-        return Decision(keep=keep, heads=heads)
+        run = {name: _of_instances(gate, first) for name, gate in self.run[step.name].items()}
+        return Decision(keep=keep, heads=heads, run=run)
+
+    def reduces(self, step: LayerStep) -> frozenset[str]:
+        return frozenset(self.after[step.name])
+
+    def after_attention(
+        self, step: LayerStep, streams: Streams, evidence: Mapping[str, Evidence], guides: Mapping[str, Tensor]
+    ) -> Decision:
+        keep, merge = {}, {}
+        for name, grid in self.after[step.name].items():
+            layout = streams[name].layout
+            width = layout.kept_grid().shape[1]
+            keep[name] = layout.from_grid(_of_instances(grid, streams[name])[:, :width])
+            merged = self.merged[step.name].get(name)
+            if merged is not None:
+                into, weight = (_of_instances(each, streams[name])[:, :width] for each in (merged.into, merged.weight))
+                merge[name] = Merge(layout.from_grid(into), layout.from_grid(weight), merged.sized)
+        return Decision(keep=keep, merge=merge)
 
 
 def _of_instances(grid: Tensor, stream: TokenStream) -> Tensor:
@@ -131,12 +157,24 @@ class Strip(Policy):
         return Decision(
             keep={name: _zeros(streams[name].x.shape[:-1]) for name in cut},
             heads={view.name: _zeros((first.layout.batch_size, view.heads)) for view in views},
+            run={part: _zeros((first.layout.batch_size,)) for part in self.skips(step)},
         )
 
     def trims(self, step: LayerStep) -> tuple[frozenset[str], frozenset[str]]:
         if self.policy is not None:
             return self.policy.trims(step)
         return frozenset(step.streams()), frozenset(v.name for layer in step.layers.values() for v in layer.attentions)
+
+    def reduces(self, step: LayerStep) -> frozenset[str]:
+        return frozenset() if self.policy is None else self.policy.reduces(step)
+
+    def skips(self, step: LayerStep) -> frozenset[str]:
+        return frozenset() if self.policy is None else self.policy.skips(step)
+
+    def after_attention(
+        self, step: LayerStep, streams: Streams, evidence: Mapping[str, Evidence], guides: Mapping[str, Tensor]
+    ) -> Decision:
+        return Decision(keep={name: _zeros(streams[name].x.shape[:-1]) for name in self.reduces(step)})
 
     def reads(self, step: LayerStep) -> frozenset[str]:
         return frozenset() if self.policy is None else self.policy.reads(step)
@@ -163,4 +201,8 @@ def kept_grids(record: TrimRecord) -> dict[str, Tensor]:
             grids[f"{entry.step.name}/{name}"] = layout.kept_grid()[rows]
         for name, gate in entry.heads.items():
             grids[f"{entry.step.name}/{name}"] = (gate > 0)[rows]
+        for name, gate in entry.run.items():
+            grids[f"{entry.step.name}/{name} run"] = (gate > 0)[rows].unsqueeze(1)
+        for name, layout in entry.after.items():
+            grids[f"{entry.step.name}/{name} after"] = layout.kept_grid()[rows]
     return grids

@@ -4,7 +4,7 @@ Everything follows from the record of one dense pass with random weights. These 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -33,11 +33,15 @@ class Cuts:
         streams: By step name, the streams whose tokens may be cut.
         attentions: By step name, the attentions whose heads may be cut.
         decider: Whose compute is counted; None: deciding is free.
+        within: By step name, the streams that may be cut between its attentions and its MLP.
+        skipped: By step name, the parts of its layers that may be skipped.
     """
 
     streams: Trims
     attentions: Trims
     decider: CountsPolicies | None = None
+    within: Trims = field(default_factory=dict)
+    skipped: Trims = field(default_factory=dict)
 
     def trims(self, step: LayerStep) -> tuple[frozenset[str], frozenset[str]]:
         """Names of the streams and of the attentions that may be cut in this step."""
@@ -49,16 +53,30 @@ class Cuts:
 
     def reads(self, step: LayerStep) -> frozenset[str]:
         """Streams outside the step that whoever decides wants the guide tokens of."""
-        return frozenset() if self.decider is None or not any(self.trims(step)) else self.decider.reads(step)
+        cuts = any((*self.trims(step), self.reduces(step), self.skips(step)))
+        return self.decider.reads(step) if self.decider is not None and cuts else frozenset()
+
+    def reduces(self, step: LayerStep) -> frozenset[str]:
+        """Names of the streams that may be cut between attention and MLP of this step."""
+        return self.within.get(step.name, frozenset())
+
+    def skips(self, step: LayerStep) -> frozenset[str]:
+        """Parts of the layers of this step that may be skipped."""
+        return self.skipped.get(step.name, frozenset())
 
     def by(self, policy: CountsPolicies, steps: Sequence[LayerStep]) -> "Cuts":
         """The part of it that a policy may cut, at the policy's cost."""
         streams = {step.name: self.trims(step)[0] & policy.trims(step)[0] for step in steps}
         attentions = {step.name: self.trims(step)[1] & policy.trims(step)[1] for step in steps}
-        return Cuts(streams, attentions, policy)
+        within = {step.name: self.trims(step)[0] & policy.reduces(step) for step in steps}
+        skipped = {
+            step.name: frozenset(part for part in policy.skips(step) if part.rpartition(".")[0] in self.trims(step)[0])
+            for step in steps
+        }
+        return Cuts(streams, attentions, policy, within, skipped)
 
     def __bool__(self) -> bool:
-        return any(self.streams.values()) or any(self.attentions.values())
+        return any(any(each.values()) for each in (self.streams, self.attentions, self.within, self.skipped))
 
 
 @dataclass(frozen=True)
@@ -232,7 +250,7 @@ def cost_sheet(
     record, counted = trace_dense(model, random_inputs(shape, [length]))
     steps = [entry.step for entry in record.steps]
     places = places_of(steps)
-    trims = any(any(model.policy.trims(step)) for step in steps)
+    trims = any(model.policy.may_cut(step) for step in steps)
     cuts: CountsPolicies = model.policy if trims else places["everything"]
     budget = None
     if speedup is not None:

@@ -33,7 +33,7 @@ class PartTimes:
     def __init__(self, policies: Iterable[Policy]) -> None:
         deciding = {type(policy.policy if isinstance(policy, ImposedKeep) else policy) for policy in policies}
         places: list[tuple[str, Any, str]] = [
-            ("cutting", run_layer, "_apply"),
+            ("cutting", run_layer, "apply_decision"),
             ("projections", run_layer, "attend_packed"),
             ("drawing what is imposed", ImposedKeep, "before_layer"),
             *(("deciding", kind, "before_layer") for kind in deciding - {ImposedKeep}),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from smarttrim_mm.layers.execution import Execution
 from smarttrim_mm.ops.rows import take_tokens
-from smarttrim_mm.structures import PackedLayout, PaddedLayout, TokenStream
+from smarttrim_mm.structures import Merge, PackedLayout, PaddedLayout, TokenStream
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,12 @@ class CompactedLayout(PaddedLayout):
         order = kept.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
         return self.take(x, order, None if shortest == longest else kept.gather(1, order))
 
+    def merge(self, x: Tensor, merge: Merge) -> tuple[Tensor, PaddedLayout, Tensor]:
+        """Merges tokens in place; what merged away is still there."""
+        places = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+        found = self.to_grid(places, 0).gather(1, merge.into.masked_fill(self.gate == 0, 0))
+        return self._merge_places(x, merge, found, places)
+
     def take(self, x: Tensor, order: Tensor, kept: Tensor | None = None) -> tuple[Tensor, CompactedLayout]:
         """The tokens at some places, and how they lie; arguments as :meth:`at`."""
         return take_tokens(x, order), self.at(order, kept)
@@ -85,14 +91,15 @@ class CompactedLayout(PaddedLayout):
             protected=self.protected.gather(1, order) & kept,
             whole=whole,
             source=self.source.gather(1, order),
+            sizes=None if self.sizes is None else self.sizes.gather(1, order),
         )
 
     def expand(self, x: Tensor, index: Tensor, ids: Tensor) -> tuple[Tensor, CompactedLayout]:
-        names = ("valid", "gate", "protected", "source", "real")
+        names = ["valid", "gate", "protected", "source", "real"] + ["sizes"] * (self.sizes is not None)
         return x[index], replace(self, ids=ids, **{name: getattr(self, name)[index] for name in names})
 
     def _columns(self, x: Tensor, columns: slice) -> tuple[Tensor, CompactedLayout]:
-        names = ("valid", "gate", "protected", "source")
+        names = ["valid", "gate", "protected", "source"] + ["sizes"] * (self.sizes is not None)
         return x[:, columns], replace(self, **{name: getattr(self, name)[:, columns] for name in names})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import groupby
 
 import torch
@@ -9,8 +10,11 @@ from torch import Tensor
 from torch.nn.functional import linear, pad
 
 from smarttrim_mm.attention.base import AttentionBackend, ChosenAttention, HeadPlan, Sequences
-from smarttrim_mm.layers.projections import project, projection_work, split_heads
+from smarttrim_mm.layers.projections import project, projection_work, split_heads, weigh_by_size
 from smarttrim_mm.layers.views import AttentionView
+from smarttrim_mm.structures import Evidence
+
+Look = Callable[..., Evidence]
 
 # A product with a weight costs a CPU as much as so many rows more, as it reads and packs the weight (fp32), and so does a copy
 # of the weight's rows of some heads (bf16). Measured with width 768, 40 to 320 rows, on 2 cores of an AMD EPYC.
@@ -25,7 +29,9 @@ def attend_packed(
     of_k: Sequences,
     plan: HeadPlan | None,
     attention: ChosenAttention,
-) -> tuple[Tensor, int]:
+    sizes: Tensor | None = None,
+    look: Look | None = None,
+) -> tuple[Tensor, int, Evidence | None]:
     """One attention module on packed tokens, projections included.
 
     Heads that no instance needs are never projected. Those that only some need are projected for all, or for each instance
@@ -39,17 +45,19 @@ def attend_packed(
         of_k: Sequences of ``memory``.
         plan: Heads that are on; None: all.
         attention: The backend.
+        sizes: How many original tokens each that is read stands for, [M]; None: its score does not depend on it.
+        look: Called with queries and keys as they are attended, and the keys alone; all heads must be on.
 
     Returns:
-        As many rows as ``x``, and the multiply-adds that were executed.
+        As many rows as ``x``, the multiply-adds that were executed, and what ``look`` gave.
     """
     plan = None if plan is None or plan.whole else plan
     if plan is not None and plan.pairs == 0:
-        return _without_heads(view, x), 0
+        return _without_heads(view, x), 0, None
     backend = attention.on(x.device, _dtype(x))
     if plan is not None and len(plan.on) > 1 and _in_place(x) and backend.runs_alone and _alone_pays(plan, of_q, of_k):
-        return _attend_each(view, x, memory, of_q, of_k, plan, backend)
-    return _attend_together(view, x, memory, of_q, of_k, plan, backend)
+        return *_attend_each(view, x, memory, of_q, of_k, plan, backend, sizes), None
+    return _attend_together(view, x, memory, of_q, of_k, plan, backend, sizes, look)
 
 
 def _without_heads(view: AttentionView, x: Tensor) -> Tensor:
@@ -94,7 +102,9 @@ def _attend_together(
     of_k: Sequences,
     plan: HeadPlan | None,
     backend: AttentionBackend,
-) -> tuple[Tensor, int]:
+    sizes: Tensor | None,
+    look: Look | None,
+) -> tuple[Tensor, int, Evidence | None]:
     """The heads that any instance needs, projected for all; then each instance attends by its own."""
     every = tuple(range(view.heads))
     heads = every if plan is None else plan.union()
@@ -105,12 +115,16 @@ def _attend_together(
     asking, read = sum(of_q.lengths), sum(of_k.lengths)
     q, k, v = (split_heads(t[:rows], len(heads)) for t, rows in ((q, asking), (k, read), (v, read)))
     own = plan if plan is None or heads == every else plan.of_heads(heads)
+    keys, width = k, v.shape[-1]
+    if sizes is not None:
+        q, k, v = weigh_by_size(q, k, v, sizes.log()[:, None])
+    seen = None if look is None else look(q, k, keys=keys)
     y, executed = backend(q, k, v, of_q, of_k, None if own is None or own.whole else own)
-    y = y.flatten(1)
+    y = y[..., :width].flatten(1)
     if len(x) > asking:  # else it would be copied
         y = pad(y, (0, 0, 0, len(x) - asking))
     out = view.out(y) if heads == every else _output_of_heads(view, y, runs)
-    return out, executed + projection_work(view, x, memory, len(heads))
+    return out, executed + projection_work(view, x, memory, len(heads)), seen
 
 
 def _attend_each(
@@ -121,20 +135,24 @@ def _attend_each(
     of_k: Sequences,
     plan: HeadPlan,
     backend: AttentionBackend,
+    sizes: Tensor | None,
 ) -> tuple[Tensor, int]:
     """Each instance apart, with its own heads alone."""
     out = x.new_empty(len(x), view.out.out_features)
     executed = begin_q = begin_k = 0
     for n, m, on in zip(of_q.lengths, of_k.lengths, plan.on, strict=True):
         own, read, y = x[begin_q : begin_q + n], memory[begin_k : begin_k + m], out[begin_q : begin_q + n]
+        size = None if sizes is None else sizes[begin_k : begin_k + m]
         begin_q, begin_k = begin_q + n, begin_k + m
         if not on:
             y.copy_(_without_heads(view, own))
             continue
         runs = _runs(on)
         q, k, v = (split_heads(t, len(on)) for t in _project_heads(view, own, read, runs))
+        if size is not None:
+            q, k, v = weigh_by_size(q, k, v, size.log()[:, None])
         attended, work = backend(q, k, v, Sequences.of([n], x.device), Sequences.of([m], x.device))
-        _output_of_heads(view, attended.flatten(1), runs, y)
+        _output_of_heads(view, attended[..., : view.head_width].flatten(1), runs, y)
         executed += work + projection_work(view, own, read, len(on))
     return out, executed
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from smarttrim_mm.layers.views import AttentionView, LayerStep, LayerView, modality
-from smarttrim_mm.structures import Layout
+from smarttrim_mm.structures import Layout, Merge
 
 
-def attention_multiply_adds(view: AttentionView, n: Tensor, m: Tensor, heads: Tensor | int) -> Tensor:
+def attention_multiply_adds(view: AttentionView, n: Tensor, m: Tensor, heads: Tensor | int, sized: bool = False) -> Tensor:
     """Multiply-adds of one attention module.
 
     Args:
@@ -25,13 +25,14 @@ def attention_multiply_adds(view: AttentionView, n: Tensor, m: Tensor, heads: Te
         n: Tokens of its stream, [B]; all of them ask, or the first ones (``view.first``).
         m: Keys, [B].
         heads: Heads that are on, [B] or a number.
+        sized: Whether keys are weighed by their sizes, in a channel of their own.
 
     Returns:
         [B]: projections of the kept heads, scores, and weighted sums.
     """
     own, other, d = view.q.inputs, view.k.inputs, view.head_width
     n = n if view.first is None else torch.full_like(n, view.first)
-    return heads * d * (n * own + 2 * m * other + 2 * n * m + n * view.out.out_features)
+    return heads * (d * (n * own + 2 * m * other + n * view.out.out_features) + 2 * n * m * (d + sized))
 
 
 def mlp_multiply_adds(layer: LayerView, n: Tensor) -> Tensor:
@@ -67,6 +68,29 @@ def decoder_multiply_adds(
 
 
 @dataclass(frozen=True)
+class Merged:
+    """Which tokens merged, over the original positions.
+
+    Attributes:
+        into: Position that each merged into, its own elsewhere, long [B, N].
+        weight: Of each in its mean, fp32 [B, N].
+        sized: Whether sizes were carried on.
+    """
+
+    into: Tensor
+    weight: Tensor
+    sized: bool
+
+    @classmethod
+    def of(cls, merge: Merge, layout: Layout) -> Merged:
+        """A merge of a stream's tokens, laid out."""
+        size = layout.kept_grid().shape[1]
+        own = torch.arange(size, device=layout.ids.device).expand(layout.batch_size, size)
+        into = layout.to_grid(merge.into, -1)
+        return cls(torch.where(into < 0, own, into), layout.to_grid(merge.weight.detach().float(), 0.0), merge.sized)
+
+
+@dataclass(frozen=True)
 class StepRecord:
     """The record of one step.
 
@@ -78,6 +102,9 @@ class StepRecord:
         executed: Multiply-adds of the tensors that were really multiplied, for the whole batch, policy not included.
         rows: Instance of this record that each image-text pair used, long [B], or the instances, all of which count, [B, k];
             None: one each.
+        after: Per stream, its layout after what was decided between attention and MLP (what the MLP ran on), if anything was.
+        run: Per part of a layer (``'image.mlp'``) that instances may skip, the gates [B].
+        merged: Per stream, which tokens merged between attention and MLP.
     """
 
     step: LayerStep
@@ -86,30 +113,54 @@ class StepRecord:
     heads: Mapping[str, Tensor]
     executed: int
     rows: Tensor | None = None
+    after: Mapping[str, Layout] = field(default_factory=dict)
+    run: Mapping[str, Tensor] = field(default_factory=dict)
+    merged: Mapping[str, Merged] = field(default_factory=dict)
 
     @property
     def batch_size(self) -> int:
         return next(iter(self.before.values())).batch_size
 
-    def cost(self, counts: Mapping[str, Tensor], heads: Mapping[str, Any]) -> Tensor:
-        """Multiply-adds per instance, [B], given the tokens of each stream and the heads that are on (else all)."""
+    def cost(
+        self,
+        counts: Mapping[str, Tensor],
+        heads: Mapping[str, Any],
+        after: Mapping[str, Tensor],
+        run: Mapping[str, Any],
+        sized: frozenset[str] = frozenset(),
+    ) -> Tensor:
+        """Multiply-adds per instance, [B].
+
+        Args:
+            counts: Tokens of each stream that attentions run on, [B] each.
+            heads: Heads that are on, by attention, a number or [B]; else all.
+            after: Tokens of each stream that MLPs run on, [B] each.
+            run: Share of a part of a layer that is run, a number or [B]; else all of it.
+            sized: Streams whose tokens are weighed by their sizes.
+        """
         total = torch.zeros_like(next(iter(counts.values())))
         for stream, layer in self.step.layers.items():
-            n = counts[stream]
+            n, attention = counts[stream], torch.zeros_like(total)
             for view in layer.attentions:
-                total = total + attention_multiply_adds(view, n, counts[view.reads], heads.get(view.name, view.heads))
-            merges = sum(join.merge.weight.numel() for join in layer.joins if join.merge is not None)
-            total = total + n * merges + mlp_multiply_adds(layer, n)
+                on, weighed = heads.get(view.name, view.heads), view.reads in sized
+                attention = attention + attention_multiply_adds(view, n, counts[view.reads], on, weighed)
+            attention = attention + n * sum(join.merge.weight.numel() for join in layer.joins if join.merge is not None)
+            mlp = mlp_multiply_adds(layer, after[stream])
+            total = total + attention * run.get(f"{stream}.attention", 1) + mlp * run.get(f"{stream}.mlp", 1)
         return total
 
     def decided(self) -> Tensor:
         """Multiply-adds of the layer on what was kept, [B]."""
         counts = {name: layout.counts() for name, layout in self.tokens.items()}
-        return self.cost(counts, {name: gate.float().sum(1) for name, gate in self.heads.items()})
+        after = {name: self.after[name].counts() if name in self.after else count for name, count in counts.items()}
+        heads = {name: gate.float().sum(1) for name, gate in self.heads.items()}
+        sized = frozenset(name for name, layout in self.tokens.items() if layout.sizes is not None)
+        return self.cost(counts, heads, after, {name: gate.float() for name, gate in self.run.items()}, sized)
 
     def dense(self) -> Tensor:
         """Multiply-adds of the whole layer on every real token, [B]."""
-        return self.cost({name: layout.full() for name, layout in self.tokens.items()}, {})
+        counts = {name: layout.full() for name, layout in self.tokens.items()}
+        return self.cost(counts, {}, counts, {})
 
 
 @dataclass(frozen=True)
@@ -186,6 +237,10 @@ class CountsPolicies(Protocol):
     def trims(self, step: LayerStep) -> tuple[frozenset[str], frozenset[str]]: ...
 
     def reads(self, step: LayerStep) -> frozenset[str]: ...
+
+    def reduces(self, step: LayerStep) -> frozenset[str]: ...
+
+    def skips(self, step: LayerStep) -> frozenset[str]: ...
 
 
 class PlansCuts(Protocol):
@@ -288,9 +343,11 @@ class TrimRecord:
 
         Args:
             cuts: Says what may be cut, and what deciding costs.
-            share: The same share everywhere, in [0, 1]; 0 leaves protected tokens and no head. Or what says how much is left.
+            share: The same share everywhere, in [0, 1], of the instances that run what they may skip too; 0 leaves protected
+                tokens and no head. Or what says how much is left, of layers that no instance skips.
         """
         kept = SameShare(share) if isinstance(share, float | int) else share
+        turns = kept.share if isinstance(kept, SameShare) else 1.0
         planned = []
         cut: dict[str, LayerStep] = {}  # by stream, where it was cut last
 
@@ -321,7 +378,9 @@ class TrimRecord:
             views = [view for layer in entry.step.layers.values() for view in layer.attentions]
             ids = next(iter(entry.before.values())).ids
             heads = {view.name: kept.heads(entry.step, view, ids) for view in views if view.name in attentions}
-            own = entry.cost(tokens, heads)
+            cut |= dict.fromkeys(cuts.reduces(entry.step), entry.step)
+            after = {name: left(name, layout) for name, layout in entry.tokens.items()}
+            own = entry.cost(tokens, heads, after, dict.fromkeys(cuts.skips(entry.step), turns))
             decision = torch.zeros_like(own) + cuts.multiply_adds(entry.step, scored)
             planned.append(
                 PlannedCost(entry, tokens, heads, self._per_sample(own, entry.rows), self._per_sample(decision, entry.rows))

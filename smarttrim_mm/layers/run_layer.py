@@ -6,25 +6,28 @@ padded streams (training: decisions are gates) and packed ones (inference: what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import dropout
 
-from smarttrim_mm.attention.base import ChosenAttention, HeadPlan
+from smarttrim_mm.attention.base import ChosenAttention
+from smarttrim_mm.layers.cutting import Heads, Turns, apply_decision, is_padded
+from smarttrim_mm.layers.evidence import Looks, look_packed, look_padded
 from smarttrim_mm.layers.packed_heads import attend_packed
-from smarttrim_mm.layers.projections import project, projection_work, split_heads
-from smarttrim_mm.layers.record import StepRecord
+from smarttrim_mm.layers.projections import project, projection_work, split_heads, weigh_by_size
+from smarttrim_mm.layers.record import Merged, StepRecord
 from smarttrim_mm.layers.token_wise import Map, TokenWise
 from smarttrim_mm.layers.views import AttentionView, JoinView, LayerStep, LayerView, MlpView, Sublayer
 from smarttrim_mm.ops.attention import padded_attention
-from smarttrim_mm.ops.host import to_host
+from smarttrim_mm.ops.device import to_device
 from smarttrim_mm.ops.row_filling import fill_rows
-from smarttrim_mm.structures import Decision, Layout, PackedLayout, PaddedLayout, Streams, TokenStream
+from smarttrim_mm.structures import Decision, Evidence, Layout, PackedLayout, PaddedLayout, Streams, TokenStream
 
 _AUTO = ChosenAttention()
 _EAGER = TokenWise()
@@ -35,18 +38,34 @@ class DecidesLayers(Protocol):
 
     def before_layer(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> Decision: ...
 
+    def looks(self, step: LayerStep) -> Looks: ...
+
+    def reduces(self, step: LayerStep) -> frozenset[str]: ...
+
+    def after_attention(
+        self, step: LayerStep, streams: Streams, evidence: Mapping[str, Evidence], guides: Mapping[str, Tensor]
+    ) -> Decision: ...
+
 
 @dataclass(frozen=True)
-class _Heads:
-    """What was decided on the heads of one attention.
+class _Run:
+    """What the layers of one step are run with.
 
     Attributes:
-        gate: [B, H], with its gradient in training.
-        plan: The same for packed streams; None: they are padded.
+        heads: Heads that are on, by attention; others run whole.
+        turns: Who runs a part of a layer; others run for all.
+        looks: What is wanted of attentions.
+        seen: What was seen of them so far, by attention.
+        attention: Computes the attention of packed streams.
+        token_wise: Computes what is done to each token alone.
     """
 
-    gate: Tensor
-    plan: HeadPlan | None
+    heads: Mapping[str, Heads]
+    turns: Mapping[str, Turns]
+    looks: Looks
+    seen: dict[str, Evidence]
+    attention: ChosenAttention
+    token_wise: TokenWise
 
 
 def run_layer(
@@ -59,6 +78,9 @@ def run_layer(
 ) -> tuple[dict[str, TokenStream], StepRecord]:
     """Decides on, cuts and runs one step.
 
+    The policy is asked before the step, and, if it says so (``policy.reduces``), once more when all attentions of the step
+    have run and no MLP has: it then has seen of the attentions what it wanted (``policy.looks``), and may merge tokens too.
+
     Args:
         step: Views of the host's layers.
         streams: The streams of the step, all padded or all packed.
@@ -70,114 +92,183 @@ def run_layer(
     Returns:
         The streams after the step, and the record of what was kept and executed. Streams without a layer in this step
         (memories) come back as they were cut.
+
+    Raises:
+        ValueError: If the policy wants to see an attention whose heads, or whose instances, it leaves out.
     """
     decision = policy.before_layer(step, streams, guides or {})
     before = {name: stream.layout for name, stream in streams.items()}
-    packed = all(isinstance(layout, PackedLayout) for layout in before.values())
-    cut, heads = _apply(decision, streams) if packed else _gate(decision, streams)
+    cut = apply_decision(decision, streams)
+    current = cut.streams
     del streams  # what was dropped need not wait in memory while the layer runs
-    executed = 0
-    outputs = dict(cut)
-    filled = cut
+    reduces = policy.reduces(step)
+    looks = policy.looks(step) if reduces else {}
+    _check_looks(step, looks, decision)
     if any(layer.owner.training for layer in step.layers.values()):
         token_wise = _EAGER
-    elif packed:
-        filled = {name: replace(stream, x=fill_rows(stream.x)) for name, stream in cut.items()}
-    for name, layer in step.layers.items():
-        x, work = _run_stream(name, layer, filled, heads, attention, token_wise)
-        outputs[name] = replace(cut[name], x=x[: cut[name].layout.rows])
-        executed += work
+    run = _Run(cut.heads, cut.turns, looks, {}, attention, token_wise)
+    tokens = {name: stream.layout for name, stream in current.items()}
+    current, executed = _run_attentions(step, _fill(step, current), run)
+    after: dict[str, Layout] = {}
+    if reduces:
+        asked = {name: replace(stream, x=stream.x[: stream.layout.rows]) for name, stream in current.items()}
+        second = policy.after_attention(step, asked, run.seen, guides or {})
+        current = apply_decision(second, asked).streams
+        after = {name: stream.layout for name, stream in current.items()}
+        decision = replace(decision, merge=second.merge)
+        current = _fill(step, current)
+    current, work = _run_mlps(step, current, run)
     record = StepRecord(
         step=step,
         before=before,
-        tokens={name: stream.layout for name, stream in cut.items()},
+        tokens=tokens,
         heads=dict(decision.heads),
-        executed=executed,
+        executed=executed + work,
+        after=after,
+        run=dict(decision.run),
+        merged={name: Merged.of(merge, tokens[name]) for name, merge in decision.merge.items()},
     )
-    return outputs, record
+    return current, record
 
 
-def _gate(decision: Decision, streams: Streams) -> tuple[dict[str, TokenStream], dict[str, _Heads]]:
-    """Closes the gates of padded streams."""
-    keep = decision.keep
-    cut = {name: stream.select(keep[name]) if name in keep else stream for name, stream in streams.items()}
-    return cut, {name: _Heads(gate, None) for name, gate in decision.heads.items()}
+def _check_looks(step: LayerStep, looks: Looks, decision: Decision) -> None:
+    partial_ = [name for name in looks if name in decision.heads or f"{name.rpartition('.')[0]}.attention" in decision.run]
+    if partial_:
+        raise ValueError(
+            f"{step.name}: the policy looks at {partial_} and leaves out heads or instances there; expected attentions that "
+            "run whole. Let it decide on heads in other layers"
+        )
 
 
-def _apply(decision: Decision, streams: Streams) -> tuple[dict[str, TokenStream], dict[str, _Heads]]:
-    """Cuts packed streams: the host reads all lengths and heads of the step at once."""
-    marked = {name: _packed(stream).mark(decision.keep[name]) for name, stream in streams.items() if name in decision.keep}
-    on_host = iter(to_host([ends for _, ends in marked.values()] + [gate > 0 for gate in decision.heads.values()]))
-    cut = dict(streams)
-    for (name, (marks, cu_seqlens)), ends in zip(marked.items(), on_host, strict=False):
-        cut[name] = TokenStream(*_packed(streams[name]).take(streams[name].x, marks, cu_seqlens, ends))
-    plans = zip(decision.heads.items(), on_host, strict=True)
-    return cut, {name: _Heads(gate, HeadPlan.of(gate, rows)) for (name, gate), rows in plans}
+def _fill(step: LayerStep, streams: Mapping[str, TokenStream]) -> dict[str, TokenStream]:
+    """Packed streams with further rows behind them, where that makes products faster; never in training."""
+    if is_padded(streams) or any(layer.owner.training for layer in step.layers.values()):
+        return dict(streams)
+    return {name: replace(stream, x=fill_rows(stream.x)) for name, stream in streams.items()}
 
 
-def _packed(stream: TokenStream) -> PackedLayout:
+def _run_attentions(step: LayerStep, streams: dict[str, TokenStream], run: _Run) -> tuple[dict[str, TokenStream], int]:
+    """The attentions of all streams, each on what the step received."""
+    outputs, executed = dict(streams), 0
+    for name, layer in step.layers.items():
+        stream, part = streams[name], f"{name}.attention"
+        turns = run.turns.get(part)
+        if turns is None or turns.whole:
+            stream, work = _attentions(name, layer, streams, run)
+        elif turns.chosen is None:
+            stream, work = _attentions(name, layer, streams, run)
+            stream = _mix(streams[name], stream, turns.gate)
+        elif turns.chosen:
+            stream, work = _of_some(name, layer, streams, run, turns.chosen)
+        else:
+            work = 0
+        outputs[name] = stream
+        executed += work
+    return outputs, executed
+
+
+def _run_mlps(step: LayerStep, streams: dict[str, TokenStream], run: _Run) -> tuple[dict[str, TokenStream], int]:
+    """The MLPs of all streams; drops the rows that filled packed streams up."""
+    outputs, executed = dict(streams), 0
+    for name, layer in step.layers.items():
+        stream = streams[name]
+        rows = stream.layout.rows
+        turns = run.turns.get(f"{name}.mlp")
+        if turns is None or turns.whole:
+            after, work = _mlps(layer, stream, run.token_wise)
+        elif turns.chosen is None:
+            after, work = _mlps(layer, stream, run.token_wise)
+            after = _mix(stream, after, turns.gate)
+        elif turns.chosen:
+            some, places = _some(replace(stream, x=stream.x[:rows]), turns.chosen)
+            part, work = _mlps(layer, some, run.token_wise)
+            after = replace(stream, x=stream.x[:rows].index_copy(0, places, part.x))
+        else:
+            after, work = stream, 0
+        outputs[name] = replace(after, x=after.x[:rows])
+        executed += work
+    for name in outputs.keys() - step.layers.keys():
+        outputs[name] = replace(outputs[name], x=outputs[name].x[: outputs[name].layout.rows])
+    return outputs, executed
+
+
+def _mix(before: TokenStream, after: TokenStream, gate: Tensor) -> TokenStream:
+    """Padded tokens as they were before where an instance's gate is 0, as they are after where it is 1."""
+    gate = gate.to(after.x.dtype)[:, None, None]
+    return replace(after, x=before.x + gate * (after.x - before.x))
+
+
+def _some(stream: TokenStream, chosen: Sequence[int]) -> tuple[TokenStream, Tensor]:
+    """Some instances of a packed stream, and the rows of their tokens."""
     assert isinstance(stream.layout, PackedLayout)
-    return stream.layout
+    x, layout, rows = stream.layout.some(stream.x, chosen)
+    return TokenStream(x, layout), rows
 
 
-def _run_stream(
-    name: str,
-    layer: LayerView,
-    streams: Streams,
-    heads: Mapping[str, _Heads],
-    attention: ChosenAttention,
-    token_wise: TokenWise,
-) -> tuple[Tensor, int]:
+def _of_some(name: str, layer: LayerView, streams: Streams, run: _Run, chosen: tuple[int, ...]) -> tuple[TokenStream, int]:
+    """The attentions of one packed stream, of some instances alone."""
+    needed = {name, *(view.reads for view in layer.attentions)}
+    some = {each: _some(replace(streams[each], x=streams[each].x[: streams[each].layout.rows]), chosen) for each in needed}
+    index = to_device(np.array(chosen), streams[name].x.device)
+    heads = {view.name: run.heads[view.name].some(chosen, index) for view in layer.attentions if view.name in run.heads}
+    part, work = _attentions(name, layer, {each: stream for each, (stream, _) in some.items()}, replace(run, heads=heads))
+    x = streams[name].x
+    return replace(streams[name], x=x.index_copy(0, some[name][1], part.x)), work
+
+
+def _attentions(name: str, layer: LayerView, streams: Streams, run: _Run) -> tuple[TokenStream, int]:
+    """The attentions of one stream; those that only its first tokens have come last, on these alone."""
     sublayers, stream, executed = layer.sublayers(), streams[name], 0
     for sublayer in sublayers:
         if sublayer[0][0].first is None:
-            here = {**streams, name: stream}
-            stream, work = _run_attention(name, layer, sublayer, here, heads, attention, token_wise)
+            stream, work = _run_attention(name, layer, sublayer, {**streams, name: stream}, run)
             executed += work
-    if layer.first_mlp is None or layer.first is None:
-        stream, work = _run_mlp(layer, layer.mlp, stream, token_wise)
-        return stream.x, executed + work
+    of_first = [sublayer for sublayer in sublayers if sublayer[0][0].first is not None]
+    if not of_first or layer.first is None:
+        return stream, executed
     whole = stream.layout
     first, others = replace(stream, x=stream.x[: whole.rows]).split(layer.first)
-    for sublayer in sublayers:
-        if sublayer[0][0].first is not None:
-            here = {**streams, name: first}
-            first, work = _run_attention(name, layer, sublayer, here, heads, attention, token_wise)
-            executed += work
+    for sublayer in of_first:
+        first, work = _run_attention(name, layer, sublayer, {**streams, name: first}, run)
+        executed += work
+    return replace(stream, x=whole.join(first.x, others.x)), executed
+
+
+def _mlps(layer: LayerView, stream: TokenStream, token_wise: TokenWise) -> tuple[TokenStream, int]:
+    """The MLP of one stream, or those of its first tokens and of the others."""
+    if layer.first_mlp is None or layer.first is None:
+        return _run_mlp(layer, layer.mlp, stream, token_wise)
+    whole = stream.layout
+    first, others = replace(stream, x=stream.x[: whole.rows]).split(layer.first)
     first, work = _run_mlp(layer, layer.first_mlp, first, token_wise)
     others, more = _run_mlp(layer, layer.mlp, others, token_wise)
-    return whole.join(first.x, others.x), executed + work + more
+    return replace(stream, x=whole.join(first.x, others.x)), work + more
 
 
-def _run_attention(
-    name: str,
-    layer: LayerView,
-    sublayer: Sublayer,
-    streams: Streams,
-    heads: Mapping[str, _Heads],
-    attention: ChosenAttention,
-    token_wise: TokenWise,
-) -> tuple[TokenStream, int]:
+def _run_attention(name: str, layer: LayerView, sublayer: Sublayer, streams: Streams, run: _Run) -> tuple[TokenStream, int]:
     """One sub-layer of the attentions that are joined, on a stream as the sub-layer before left it."""
     (views, join), training, executed = sublayer, layer.owner.training, 0
     x, layout = streams[name].x, streams[name].layout
     first, parts = views[0], []
-    query = TokenStream(first.norm(x) if layer.pre_norm else x, layout)
+    query = replace(streams[name], x=first.norm(x) if layer.pre_norm else x)
     for view in views:
         memory = query if view.reads == name else streams[view.reads]
-        part, work = _attend(view, query, memory, heads.get(view.name), training, attention)
+        part, work, seen = _attend(view, query, memory, run.heads.get(view.name), training, run)
         parts.append(part)
+        if seen is not None:
+            run.seen[view.name] = seen
         executed += work
     if join is not None and join.merge is not None:
         executed += x.shape[:-1].numel() * join.merge.weight.numel()
     branch = _branch(first, layout, training)
-    return TokenStream(token_wise.add_branch(x, _join(join, parts), branch, first.norm, layer.pre_norm), layout), executed
+    y = run.token_wise.add_branch(x, _join(join, parts), branch, first.norm, layer.pre_norm)
+    return replace(streams[name], x=y), executed
 
 
 def _run_mlp(layer: LayerView, view: MlpView, stream: TokenStream, token_wise: TokenWise) -> tuple[TokenStream, int]:
     x, branch = stream.x, _branch(view, stream.layout, layer.owner.training)
     y = token_wise.mlp_sublayer(x, view.fc1, view.act, view.fc2, branch, view.norm, layer.pre_norm)
-    return TokenStream(y, stream.layout), x.shape[:-1].numel() * view.multiply_adds
+    return replace(stream, x=y), x.shape[:-1].numel() * view.multiply_adds
 
 
 def _join(join: JoinView | None, parts: list[Tensor]) -> Tensor:
@@ -205,28 +296,33 @@ def _drop_path(x: Tensor, layout: Layout, p: float) -> Tensor:
 
 
 def _attend(
-    view: AttentionView,
-    query: TokenStream,
-    memory: TokenStream,
-    heads: _Heads | None,
-    training: bool,
-    attention: ChosenAttention,
-) -> tuple[Tensor, int]:
+    view: AttentionView, query: TokenStream, memory: TokenStream, heads: Heads | None, training: bool, run: _Run
+) -> tuple[Tensor, int, Evidence | None]:
+    wanted = run.looks.get(view.name, frozenset())
     if isinstance(query.layout, PaddedLayout):
-        assert isinstance(memory.layout, PaddedLayout)
-        return _attend_padded(view, query.x, memory.x, memory.layout, heads.gate if heads else None, training)
+        return _attend_padded(view, query, memory, heads.gate if heads else None, training, wanted)
     assert isinstance(memory.layout, PackedLayout)
-    of_q = query.layout.sequences
-    of_k = of_q if memory.layout is query.layout else memory.layout.sequences  # backends lay out one set of sequences once
-    return attend_packed(view, query.x, memory.x, of_q, of_k, heads.plan if heads else None, attention)
+    of_q, of_k = query.layout, memory.layout
+    sequences = of_q.sequences  # backends lay out one set of sequences once
+    others = sequences if of_k is of_q else of_k.sequences
+    look = partial(look_packed, of_q=of_q, of_k=of_k, wanted=wanted) if wanted else None
+    plan = heads.plan if heads else None
+    return attend_packed(view, query.x, memory.x, sequences, others, plan, run.attention, of_k.sizes, look)
 
 
 def _attend_padded(
-    view: AttentionView, x: Tensor, memory: Tensor, layout: PaddedLayout, gate: Tensor | None, training: bool
-) -> tuple[Tensor, int]:
-    q, k, v = (split_heads(t, view.heads).transpose(1, 2) for t in project(view, x, memory))
-    y = padded_attention(q, k, v, layout.gate, view.attention_dropout if training else 0.0, layout.whole)
+    view: AttentionView, query: TokenStream, memory: TokenStream, gate: Tensor | None, training: bool, wanted: frozenset[str]
+) -> tuple[Tensor, int, Evidence | None]:
+    of_q, of_k = query.layout, memory.layout
+    assert isinstance(of_q, PaddedLayout) and isinstance(of_k, PaddedLayout)
+    x, read = query.x, memory.x
+    q, k, v = (split_heads(t, view.heads).transpose(1, 2) for t in project(view, x, read))
+    keys, width = k, v.shape[-1]
+    if of_k.sizes is not None:
+        q, k, v = weigh_by_size(q, k, v, of_k.sizes.log()[:, None])
+    seen = look_padded(q, k, of_q, of_k, wanted, keys) if wanted else None
+    y = padded_attention(q, k, v, of_k.gate, view.attention_dropout if training else 0.0, of_k.whole)[..., :width]
     if gate is not None:
         y = y * gate.to(y.dtype)[:, :, None, None]
-    executed = 2 * q.numel() * k.shape[2] + projection_work(view, x, memory, view.heads)
-    return view.out(y.transpose(1, 2).flatten(2)), executed
+    executed = 2 * q.numel() * k.shape[2] + projection_work(view, x, read, view.heads)
+    return view.out(y.transpose(1, 2).flatten(2)), executed, seen

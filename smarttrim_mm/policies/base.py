@@ -1,16 +1,19 @@
-"""What every policy is: asked before each layer, it says which tokens and heads stay. It never touches a backbone."""
+"""What every policy is: asked before each layer, or between its attention and its MLP, it says which tokens and heads stay.
+
+It never touches a backbone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from smarttrim_mm.layers.views import LayerStep, modality
-from smarttrim_mm.structures import Decision, Scores, Streams
+from smarttrim_mm.layers.views import AttentionView, LayerStep, modality
+from smarttrim_mm.structures import Decision, Evidence, Scores, Streams
 
 
 @dataclass(frozen=True)
@@ -28,17 +31,23 @@ class Knob:
     high: float
 
 
+class UnsupportedBackboneError(ValueError):
+    """A backbone lacks what a policy works by; raised when the policy is built, with what to do instead."""
+
+
 class Policy(nn.Module):
     """Base of all policies.
 
-    A subclass overrides :meth:`before_layer`, and :meth:`trims` and :meth:`multiply_adds` to match. Decisions must not depend
-    on the other instances of the batch.
+    A subclass overrides :meth:`before_layer`, and :meth:`trims` and :meth:`multiply_adds` to match; or
+    :meth:`after_attention`, with :meth:`reduces` and :meth:`looks`; or both. Decisions must not depend on the other instances
+    of the batch.
 
     Args:
         steps: The layers of the backbone, in order of execution: their streams, widths, attentions and heads.
     """
 
     knob: Knob | None = None
+    counts_fixed: ClassVar[bool] = False  # whether the knob alone says how much is kept, whatever was learned
     knob_value: Tensor
 
     def __init__(self, *, steps: Sequence[LayerStep]) -> None:
@@ -65,20 +74,56 @@ class Policy(nn.Module):
         """
         return Decision()
 
+    def looks(self, step: LayerStep) -> Mapping[str, frozenset[str]]:
+        """What :meth:`after_attention` wants to see of the step's attentions, by attention.
+
+        ``'keys'`` (free), ``'guide_row'`` and ``'received'``, see :class:`~smarttrim_mm.structures.Evidence`. What they cost is
+        :func:`~smarttrim_mm.layers.evidence.looking_multiply_adds`, to be counted in :meth:`multiply_adds`.
+        """
+        return {}
+
+    def reduces(self, step: LayerStep) -> frozenset[str]:
+        """Names of the streams that :meth:`after_attention` may cut or merge in this step; without any it is not asked."""
+        return frozenset()
+
+    def skips(self, step: LayerStep) -> frozenset[str]:
+        """Parts of the step that :meth:`before_layer` may have instances skip: ``'<stream>.attention'``, ``'<stream>.mlp'``."""
+        return frozenset()
+
+    def after_attention(
+        self, step: LayerStep, streams: Streams, evidence: Mapping[str, Evidence], guides: Mapping[str, Tensor]
+    ) -> Decision:
+        """Decides once more, when all attentions of the step have run and no MLP has.
+
+        Args:
+            step: The step.
+            streams: Its streams, behind their attentions; those without a layer here as they were read.
+            evidence: What :meth:`looks` asked for, by attention.
+            guides: As in :meth:`before_layer`.
+
+        Returns:
+            The decision, on tokens alone: ``keep`` and ``merge``.
+        """
+        return Decision()
+
     def scores(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> Scores:
         """What :meth:`before_layer` decides by, for pictures; arguments as there. Nothing, unless a policy says so."""
         return Scores()
 
     def trims(self, step: LayerStep) -> tuple[frozenset[str], frozenset[str]]:
-        """Names of the streams and of the attentions that the policy may cut in this step."""
+        """Names of the streams and of the attentions that the policy may cut before this step."""
         return frozenset(), frozenset()
+
+    def may_cut(self, step: LayerStep) -> bool:
+        """Whether the policy may leave out anything in this step."""
+        return any((*self.trims(step), self.reduces(step), self.skips(step)))
 
     def reads(self, step: LayerStep) -> frozenset[str]:
         """Names of the streams outside the step (``step.guides``) whose guide token the policy wants.
 
         Where such a stream would run for the policy alone, it runs only if it is wanted.
         """
-        return frozenset(step.guides) if any(self.trims(step)) else frozenset()
+        return frozenset(step.guides) if self.may_cut(step) else frozenset()
 
     def multiply_adds(self, step: LayerStep, counts: Mapping[str, Tensor]) -> Tensor | float:
         """The policy's own compute in a step.
@@ -168,3 +213,33 @@ def chosen_steps(steps: Sequence[LayerStep], layers: Mapping[str, Sequence[int]]
         if beyond:
             raise ValueError(f"{argument} names layers {beyond} of stage {stage!r}, which has layers 0 to {max(known[stage])}")
     return {step.name for step in steps if layers is None or step.index in layers.get(step.stage, (step.index,))}
+
+
+def own_attentions(
+    steps: Sequence[LayerStep], streams: Sequence[str], layers: Mapping[str, Sequence[int]] | None
+) -> dict[str, dict[str, AttentionView]]:
+    """The self-attentions of chosen streams in chosen layers, by step and by stream, in the order of execution.
+
+    Args:
+        steps: The layers of the backbone.
+        streams: Streams that a config names.
+        layers: Per stage, the layer indices that it chooses; stages left out: every layer.
+
+    Raises:
+        ValueError: If a stream, stage or layer is unknown.
+        UnsupportedBackboneError: If none of these streams has a self-attention there.
+    """
+    streams = check_streams(steps, streams)
+    chosen = chosen_steps(steps, layers, "layers")
+    found: dict[str, dict[str, AttentionView]] = {}
+    for step in steps:
+        for name, layer in step.layers.items() if step.name in chosen else ():
+            own = [view for view in layer.attentions if view.reads == name and view.first is None]
+            if own and is_chosen(name, streams):
+                found.setdefault(step.name, {})[name] = own[0]
+    if not found:
+        raise UnsupportedBackboneError(
+            f"streams is {list(streams)} and layers {layers}: no such stream has a self-attention in these layers of this "
+            "backbone, whose keys or weights the policy needs. Choose other layers or streams"
+        )
+    return found

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.policies.base import Policy
-from smarttrim_mm.structures import Decision, Scores, Streams
+from smarttrim_mm.structures import Decision, Evidence, Scores, Streams
 
 
 class Observed(Policy):
@@ -41,6 +41,20 @@ class Observed(Policy):
 
     def reads(self, step: LayerStep) -> frozenset[str]:
         return self.policy.reads(step)
+
+    def looks(self, step: LayerStep) -> Mapping[str, frozenset[str]]:
+        return self.policy.looks(step)
+
+    def reduces(self, step: LayerStep) -> frozenset[str]:
+        return self.policy.reduces(step)
+
+    def skips(self, step: LayerStep) -> frozenset[str]:
+        return self.policy.skips(step)
+
+    def after_attention(
+        self, step: LayerStep, streams: Streams, evidence: Mapping[str, Evidence], guides: Mapping[str, Tensor]
+    ) -> Decision:
+        return self.policy.after_attention(step, streams, evidence, guides)
 
     def multiply_adds(self, step: LayerStep, counts: Mapping[str, Tensor]) -> Tensor | float:
         return self.policy.multiply_adds(step, counts)

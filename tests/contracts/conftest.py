@@ -1,4 +1,8 @@
-"""Every test here runs on every registered backbone and policy: see smarttrim_mm/testing.py for where the cases come from."""
+"""Every test here runs on every registered backbone and policy: see smarttrim_mm/testing.py for where the cases come from.
+
+The policies of :data:`EVERYWHERE` reach all that the layers can do, and run on every backbone; so do all others in the slow
+tier (``pytest -m slow tests/contracts``). In the fast one those run on :data:`REFERENCES`.
+"""
 
 from collections.abc import Callable
 
@@ -6,10 +10,18 @@ import pytest
 
 from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
+from smarttrim_mm.policies.base import UnsupportedBackboneError
 from smarttrim_mm.registry import MODELS
 from smarttrim_mm.testing import backbone_cases, excite, policy_cases, random_inputs
 
 BACKBONES, POLICIES = backbone_cases(), policy_cases()
+EVERYWHERE = ("Dense", "Random", "SmartTrim")
+REFERENCES = (
+    "METER/text first",
+    "LavisBackbone/blip_vqa text first",
+    "MMPretrainBackbone/BlipVQA text first",
+    "MMPretrainBackbone/ImageClassifier averaged",  # no token speaks for its image
+)
 BATCHES = {
     "shared and padded": {"lengths": [9, 4, 2, 7, 9, 3], "image_index": [0, 0, 1, 1, 1, 2]},
     "one image each": {"lengths": [3, 8, 5]},
@@ -20,9 +32,20 @@ BATCHES = {
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    of_pairs = {"backbone", "policy"} <= set(metafunc.fixturenames)
     for name, cases in (("backbone", BACKBONES), ("policy", POLICIES), ("batch", BATCHES)):
-        if name in metafunc.fixturenames:
+        if name in metafunc.fixturenames and not (of_pairs and name in ("backbone", "policy")):
             metafunc.parametrize(name, list(cases.values()), ids=list(cases))
+    if of_pairs:
+        pairs = [pair(backbone, policy) for backbone in BACKBONES for policy in POLICIES]
+        metafunc.parametrize(("backbone", "policy"), pairs)
+
+
+def pair(backbone: str, policy: str) -> object:
+    """A backbone and a policy by their names, as a case."""
+    everywhere = policy.split("/")[0] in EVERYWHERE or backbone in REFERENCES
+    marks = () if everywhere else (pytest.mark.slow,)
+    return pytest.param(BACKBONES[backbone], POLICIES[policy], id=f"{backbone}-{policy}", marks=marks)
 
 
 @pytest.fixture
@@ -30,11 +53,20 @@ def build() -> Callable[..., TrimmedVLM]:
     """Builds a model in evaluation mode; none of its host's parameters is small or zero."""
 
     def make(backbone: dict, policy: dict, **others: object) -> TrimmedVLM:
-        model = MODELS.build({"type": "TrimmedVLM", "backbone": backbone, "policy": policy, **others}).eval()
+        try:
+            model = MODELS.build({"type": "TrimmedVLM", "backbone": backbone, "policy": policy, **others}).eval()
+        except UnsupportedBackboneError as error:
+            pytest.skip(f"refused when it is built: {error}")
         excite(model.backbone)
         return model
 
     return make
+
+
+@pytest.fixture
+def references() -> tuple[str, ...]:
+    """Names of the backbones that every policy runs on in the fast tier."""
+    return REFERENCES
 
 
 @pytest.fixture

@@ -137,6 +137,11 @@ def test_a_policy_cuts_only_what_it_says(build, inputs_of, backbone, policy):
         for name, before in entry.before.items():
             if name not in streams:
                 assert torch.equal(entry.tokens[name].kept_grid(), before.kept_grid()), (entry.step.name, name)
+        reduced = model.policy.reduces(entry.step)
+        assert entry.merged.keys() <= reduced and entry.run.keys() <= model.policy.skips(entry.step)
+        for name, layout in entry.after.items():
+            if name not in reduced:
+                assert torch.equal(entry.tokens[name].kept_grid(), layout.kept_grid()), (entry.step.name, name)
 
 
 def test_the_knob_goes_from_much_to_little(build, inputs_of, backbone, policy):

@@ -30,6 +30,15 @@ def test_a_backbone_without_small_configs_is_reported():
         del MODELS.module_dict["Incomplete"]
 
 
+def test_every_policy_runs_on_the_references(references):
+    """METER, and BLIP's VQA by either library, refuse no policy that works on questions about images."""
+    for policy in policy_cases().values():
+        for name in references:
+            if "Classifier" in name:
+                continue
+            MODELS.build({"type": "TrimmedVLM", "backbone": backbone_cases()[name], "policy": policy})
+
+
 def test_a_copy_is_independent(build, inputs_of, backbone, policy):
     """Views of layers belong to the copy, not to what it was copied from."""
     model = build(backbone, policy)

@@ -1,5 +1,7 @@
 """Mixed precision on every backbone: a step of training under bfloat16 autocast, and the decisions at inference."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -41,6 +43,14 @@ def test_gradients_are_finite_and_reach_the_policy(build, inputs_of, backbone, p
     assert all(f"policy.{name}" in gradients for name, _ in model.policy.named_parameters())
 
 
+def stays(decision, name, layout):
+    """Which tokens, of those that may go, a decision neither drops nor merges away."""
+    keep = decision.keep.get(name, torch.ones_like(layout.protected)) > 0
+    if name in decision.merge:
+        keep = keep & (decision.merge[name].into == layout.positions())
+    return keep[~layout.protected]
+
+
 class Witness(Policy):
     """Follows a record, and counts where another policy would have decided otherwise."""
 
@@ -58,6 +68,21 @@ class Witness(Policy):
             self._compare((keep > 0)[free], (given.keep[name] > 0)[free])
         for name, heads in own.heads.items():
             self._compare(heads > 0, given.heads[name])
+        for name, run in own.run.items():
+            self._compare(run > 0, given.run[name])
+        return replace(given, carry=own.carry)
+
+    def looks(self, step):
+        return self.policy.looks(step)
+
+    def reduces(self, step):
+        return self.policy.reduces(step)
+
+    def after_attention(self, step, streams, evidence, guides) -> Decision:
+        own = self.policy.after_attention(step, streams, evidence, guides)
+        given = self.replay.after_attention(step, streams, evidence, guides)
+        for name in self.reduces(step):
+            self._compare(*(stays(decision, name, streams[name].layout) for decision in (own, given)))
         return given
 
     def _compare(self, own, given):

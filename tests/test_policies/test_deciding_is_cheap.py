@@ -133,7 +133,7 @@ def counted(model, image, text):
     for stage in model.backbone.steps.values():
         for step in stage:
             of_step = {name: counts[name] for name in step.streams()}
-            dense += float(StepRecord(step, {}, {}, {}, 0).cost(of_step, {}))
+            dense += float(StepRecord(step, {}, {}, {}, 0).cost(of_step, {}, of_step, {}))
             policy += float(model.policy.multiply_adds(step, of_step))
     return dense, policy
 

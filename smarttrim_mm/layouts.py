@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from smarttrim_mm.attention.base import Sequences
 from smarttrim_mm.ops.device import to_device
 from smarttrim_mm.ops.host import to_host
+from smarttrim_mm.ops.merging import summed_sizes, weighted_means
 from smarttrim_mm.ops.row_filling import take_rows
 from smarttrim_mm.ops.rows import row_numbers
 
@@ -144,8 +145,8 @@ class PaddedLayout:
         here = self.gate > 0
         into = torch.where(here & ~self.protected, places, own)
         rows = row_numbers(into, x.shape[1])
-        merged = _weighted_means(x.flatten(0, 1), rows, (merge.weight * here).flatten())
-        layout = replace(self, sizes=_summed(self.sizes, here, rows)) if merge.sized else self
+        merged = weighted_means(x.flatten(0, 1), rows, (merge.weight * here).flatten())
+        layout = replace(self, sizes=summed_sizes(self.sizes, here, rows)) if merge.sized else self
         return merged.unflatten(0, here.shape), layout, into == own
 
     def split(self, x: Tensor, count: int) -> tuple[tuple[Tensor, PaddedLayout], tuple[Tensor, PaddedLayout]]:
@@ -321,8 +322,8 @@ class PackedLayout:
         rows_of[self.instance, self.source] = torch.arange(self.rows, device=x.device)
         into = torch.where(self.protected, self.source, merge.into)
         rows = rows_of[self.instance, into]
-        merged = _weighted_means(x, rows, merge.weight)
-        layout = replace(self, sizes=_summed(self.sizes, self.protected, rows)) if merge.sized else self
+        merged = weighted_means(x, rows, merge.weight)
+        layout = replace(self, sizes=summed_sizes(self.sizes, self.protected, rows)) if merge.sized else self
         return merged, layout, into == self.source
 
     def some(self, x: Tensor, chosen: Sequence[int]) -> tuple[Tensor, PackedLayout, Tensor]:
@@ -415,28 +416,6 @@ def _joined_sizes(layouts: Sequence[PackedLayout]) -> Tensor | None:
         return None
     ones = [torch.ones_like(layout.source, dtype=torch.float32) for layout in layouts]
     return torch.cat([one if layout.sizes is None else layout.sizes for one, layout in zip(ones, layouts, strict=True)])
-
-
-def _weighted_means(x: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
-    """Tokens [S, D], each the mean of what merges into it, by weight; one that stands alone stays as it is, bit for bit.
-
-    Args:
-        x: Tokens.
-        rows: The row that each merges into, long [S].
-        weight: Of each, [S].
-    """
-    weight = weight.float()
-    total = torch.zeros_like(weight).index_add(0, rows, weight)
-    several = torch.zeros_like(weight).index_add(0, rows, torch.ones_like(weight)) > 1
-    sums = torch.zeros_like(x, dtype=torch.float32).index_add(0, rows, x.float() * weight.unsqueeze(1))
-    means = sums / torch.where(several, total, torch.ones_like(total)).unsqueeze(1)
-    return torch.where(several.unsqueeze(1), means.to(x.dtype), x)
-
-
-def _summed(sizes: Tensor | None, like: Tensor, rows: Tensor) -> Tensor:
-    """Sizes of tokens after merging, shaped like ``like``."""
-    sizes = torch.ones_like(like, dtype=torch.float32) if sizes is None else sizes
-    return torch.zeros_like(sizes.flatten()).index_add(0, rows, sizes.flatten()).view_as(sizes)
 
 
 Layout = PaddedLayout | PackedLayout

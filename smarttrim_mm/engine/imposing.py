@@ -11,6 +11,7 @@ import torch
 from smarttrim_mm.engine.calibration import bisect
 from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.layers.record import PlansCuts, TrimRecord
+from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.policies.imposed import ImposedKeep
@@ -108,6 +109,7 @@ def impose(
     """
     steps = [step for stage in model.backbone.steps.values() for step in stage]
     policy = model.policy if policy is None else policy
+    check_imposable(policy, steps)
     start = ImposedKeep.around(policy, steps, spread=spread, seed=seed)
     inputs = first.to(next(model.parameters()).device)
     record = model.trace(inputs, policy=start)[1]
@@ -139,6 +141,21 @@ def impose(
         )
         found[speedup] = start.at(mean)
     return found
+
+
+def check_imposable(policy: Policy, steps: Sequence[LayerStep]) -> None:
+    """Refuses a policy that does more than leave out tokens and heads before layers.
+
+    Raises:
+        ValueError: If it merges or cuts tokens between attention and MLP, or skips parts of layers: what it would merge or skip
+            cannot be drawn.
+    """
+    places = [step.name for step in steps if policy.reduces(step) or policy.skips(step)]
+    if places:
+        raise ValueError(
+            f"policy {type(policy).__name__} decides within {', '.join(places)}, or skips parts of them, which "
+            "cannot be imposed. Benchmark a checkpoint that tools/calibrate.py has set to the speed-up, without --speedups"
+        )
 
 
 def _planned(record: TrimRecord, policy: ImposedKeep, share: float | PlansCuts) -> float:

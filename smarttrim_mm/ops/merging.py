@@ -1,4 +1,4 @@
-"""Merging similar tokens (ToMe: Bolya et al., ICLR 2023, arXiv 2210.09461, section 3), as many of each instance."""
+"""Merging tokens into means, and similar ones, as many of each instance (ToMe: Bolya et al., ICLR 2023, arXiv 2210.09461)."""
 
 from dataclasses import dataclass
 from math import floor
@@ -117,3 +117,34 @@ def matching_multiply_adds(tokens: Tensor, width: int, protected: int = 1) -> Te
     """
     free = tokens - protected
     return torch.floor(free / 2) * torch.ceil(free / 2) * width
+
+
+def weighted_means(x: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+    """Tokens [S, D], each the mean of what merges into it, by weight; one that stands alone stays as it is, bit for bit.
+
+    Args:
+        x: Tokens.
+        rows: The row that each merges into, long [S].
+        weight: Of each, [S].
+    """
+    weight = weight.float()
+    total = torch.zeros_like(weight).index_add(0, rows, weight)
+    several = torch.zeros_like(weight).index_add(0, rows, torch.ones_like(weight)) > 1
+    sums = torch.zeros_like(x, dtype=torch.float32).index_add(0, rows, x.float() * weight.unsqueeze(1))
+    means = sums / torch.where(several, total, torch.ones_like(total)).unsqueeze(1)
+    return torch.where(several.unsqueeze(1), means.to(x.dtype), x)
+
+
+def summed_sizes(sizes: Tensor | None, like: Tensor, rows: Tensor) -> Tensor:
+    """How many original tokens each stands for after merging.
+
+    Args:
+        sizes: Before it; None: one each.
+        like: Of their shape.
+        rows: As in :func:`weighted_means`.
+
+    Returns:
+        Shaped like ``like``; a token that merged away stands for none.
+    """
+    sizes = torch.ones_like(like, dtype=torch.float32) if sizes is None else sizes
+    return torch.zeros_like(sizes.flatten()).index_add(0, rows, sizes.flatten()).view_as(sizes)

@@ -129,3 +129,9 @@ def test_answers_are_different_and_of_three_to_five_tokens():
         random_answers(200, small)
     with pytest.raises(ValueError, match="ranks no answers"):
         random_answers(5, {"arch": "blip_nlvr"})
+
+
+def test_what_is_decided_within_layers_is_not_imposed():
+    model = build("METER/shared images", {"type": "ToMe", "merge_ratio": 0.2})
+    with pytest.raises(ValueError, match=r"policy ToMe decides within image\.0, .*calibrate\.py"):
+        impose(model, rounds_of(model)[0], [2.0])

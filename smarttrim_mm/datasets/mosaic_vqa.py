@@ -25,8 +25,8 @@ class MosaicVQA(VisionLanguageDataset):
 
     Mosaic i of a split is the same on every machine and whatever ``num_mosaics`` is: it is drawn from ``seed``, the split and i
     alone. Of its cells a number from ``min_filled`` to ``max_filled`` is filled, each number as often as the others, with
-    different pictures; then so many different questions are drawn from all that easy-VQA asks about these. Pictures are those of
-    the same split of `EasyVQA`, so that training, choosing and testing share none.
+    different pictures; then so many different questions are drawn from all that easy-VQA asks about these. Pictures are those
+    of the same split of `EasyVQA`, so that training, choosing and testing share none.
 
     A record has `EasyVQA`'s fields but for ``img_path``, and
 
@@ -34,8 +34,8 @@ class MosaicVQA(VisionLanguageDataset):
     - ``facts``: of each question its ``filled_cells`` (of the mosaic), ``asked_cell`` (row and column, from 1) and
       ``source_question_id`` (of `EasyVQA`), which ``tools/test.py --out`` writes beside the answer.
 
-    Ids: mosaic i of the train, val or test split is image 0, 10,000,000 or 20,000,000 + i, and its question j is a hundred times
-    that + j.
+    Ids: mosaic i of the train, val or test split is image 0, 10,000,000 or 20,000,000 + i, and its question j is a hundred
+    times that + j.
 
     Args:
         split: 'train', 'val' or 'test'.
@@ -104,8 +104,8 @@ class MosaicVQA(VisionLanguageDataset):
         pictures = self.source.load_records()
         if len(pictures) < self.max_filled:
             raise ValueError(
-                f"max_filled={self.max_filled}: the split {self.split!r} of easy-VQA has {len(pictures)} pictures, and those of "
-                "a mosaic are different ones; ask for fewer cells, or for more num_val_images"
+                f"max_filled={self.max_filled}: the split {self.split!r} of easy-VQA has {len(pictures)} pictures, and a "
+                "mosaic shows none twice; ask for fewer cells, or change num_val_images"
             )
         return self.group(self._mosaic(number, pictures) for number in range(self.num_mosaics))
 

@@ -20,9 +20,10 @@ class AnswerDump(BaseMetric):
         answers: After the evaluation, on the main process: dicts with ``question_id``, ``image_id``, ``question``,
             ``prediction`` (a class index; ``predicted_answer`` its name, where the data set names its classes), ``score``
             (its probability, 0-1), and where known ``answer`` (of several people's, the most frequent), ``identifier`` (of
-            NLVR2) and ``multiply_adds``, and what the data set says of the question in ``facts``. Of phrases, also ``predicted_box`` and ``box`` (left, top, right, bottom in pixels),
-            and ``prediction`` is of the first coordinate. Of captions, ``predicted_answer`` is the caption, and ``references``
-            those of people; there is no ``prediction`` and no ``score``. Of retrieval, one an image: ``image_id``, and
+            NLVR2), ``multiply_adds``, and what the data set's ``facts`` say of the question, under their own names. Of phrases,
+            also ``predicted_box`` and ``box`` (left, top, right, bottom in pixels), and ``prediction`` is of the first
+            coordinate. Of captions, ``predicted_answer`` is the caption, and ``references`` those of people; there is no
+            ``prediction`` and no ``score``. Of retrieval, one an image: ``image_id``, and
             ``text_ids`` and ``scores`` of the ten best texts that were scored, best first. Of mmpretrain's
             classifiers, one an image, without a question: ``image_id`` (its ``sample_idx``), ``image`` (its file) and the rest.
     """
@@ -107,7 +108,7 @@ def _add_facts(record: dict[str, Any], facts: Mapping[str, Any]) -> None:
     taken = sorted(record.keys() & facts.keys())
     if taken:
         raise ValueError(
-            f"facts of question {record['question_id']} has {', '.join(taken)}, which the record of its answer has too: expected "
-            "other names; rename them in the data set"
+            f"facts of question {record['question_id']} has {', '.join(taken)}, which the record of its answer has too: "
+            "expected other names; rename them in the data set"
         )
     record.update(facts)

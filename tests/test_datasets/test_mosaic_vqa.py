@@ -9,8 +9,10 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from PIL import Image
 
 from smarttrim_mm.datasets.easy_vqa import EasyVQA
+from smarttrim_mm.datasets.given import given_pipeline
 from smarttrim_mm.datasets.load_mosaic import LoadMosaic
 from smarttrim_mm.datasets.mosaic_vqa import MosaicVQA
 from smarttrim_mm.datasets.multi_image import PackVLInputs
@@ -210,6 +212,13 @@ def test_the_step_that_loads(tmp_path):
     record = {"img_paths": [str(tmp_path / "broken.png")], "mosaic": {"grid": 2, "cell_size": 6, "cells": [(0, 0)]}}
     with pytest.raises(ValueError, match=r"broken\.png' cannot be read"):
         LoadMosaic()(record)
+
+
+def test_a_mosaic_in_memory_can_be_given():
+    """As the inferencer does: what loads files takes a picture as well."""
+    whole = Image.fromarray(np.arange(6 * 6 * 3, dtype=np.uint8).reshape(6, 6, 3))
+    found = given_pipeline([LoadMosaic()])({"img_path": whole})["img"]
+    assert (found == np.asarray(whole)[..., ::-1]).all()
 
 
 def test_predictions_say_how_full_the_mosaic_was():

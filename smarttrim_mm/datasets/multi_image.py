@@ -23,6 +23,7 @@ _AS_THEY_ARE = (
     "identifiers",
     "answer_ids",
     "answer_weights",
+    "facts",
 )
 # mmpretrain's own fields, which its metrics read
 _MMPRETRAIN = (
@@ -117,11 +118,11 @@ class PackVLInputs(BaseTransform):
         Returns:
             ``inputs``, uint8 [3, height, width] or [K, 3, height, width], and ``data_samples``, a `DataSample` with those of
             ``image_id``, ``img_path``, ``img_paths``, ``questions``, ``input_ids`` (Q lists of ids), ``answers``,
-            ``gt_answers``, ``answer_types``, ``identifiers``, ``answer_ids``, ``answer_weights``, ``question_ids`` (long [Q]),
-            ``targets`` (long) and ``soft_targets`` (float [Q, C]) that the record has; and, of a data set of mmpretrain, of
-            its own fields, with ``gt_label`` (long [1]) and ``gt_bboxes`` (float [1, 4]: left, top, right, bottom in pixels
-            of the packed image, if every step before knows of boxes) and ``scale_factor`` (how much wider and
-            higher that is than the file, two factors).
+            ``gt_answers``, ``answer_types``, ``identifiers``, ``answer_ids``, ``answer_weights``, ``facts`` (of each question a
+            dict of what else the data set says), ``question_ids`` (long [Q]), ``targets`` (long) and ``soft_targets`` (float
+            [Q, C]) that the record has; and, of a data set of mmpretrain, of its own fields, with ``gt_label`` (long [1]) and
+            ``gt_bboxes`` (float [1, 4]: left, top, right, bottom in pixels of the packed image, if every step before knows of
+            boxes) and ``scale_factor`` (how much wider and higher that is than the file, two factors).
 
         Raises:
             ValueError: If the images differ in size.

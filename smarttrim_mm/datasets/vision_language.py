@@ -21,6 +21,7 @@ _PER_QUESTION = (
     "answer_types",
     "answer_scores",
     "identifiers",
+    "facts",
 )
 
 

@@ -1,6 +1,6 @@
 """The answers themselves, question by question."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.evaluator import BaseMetric
@@ -20,9 +20,10 @@ class AnswerDump(BaseMetric):
         answers: After the evaluation, on the main process: dicts with ``question_id``, ``image_id``, ``question``,
             ``prediction`` (a class index; ``predicted_answer`` its name, where the data set names its classes), ``score``
             (its probability, 0-1), and where known ``answer`` (of several people's, the most frequent), ``identifier`` (of
-            NLVR2) and ``multiply_adds``. Of phrases, also ``predicted_box`` and ``box`` (left, top, right, bottom in pixels),
-            and ``prediction`` is of the first coordinate. Of captions, ``predicted_answer`` is the caption, and ``references``
-            those of people; there is no ``prediction`` and no ``score``. Of retrieval, one an image: ``image_id``, and
+            NLVR2), ``multiply_adds``, and what the data set's ``facts`` say of the question, under their own names. Of phrases,
+            also ``predicted_box`` and ``box`` (left, top, right, bottom in pixels), and ``prediction`` is of the first
+            coordinate. Of captions, ``predicted_answer`` is the caption, and ``references`` those of people; there is no
+            ``prediction`` and no ``score``. Of retrieval, one an image: ``image_id``, and
             ``text_ids`` and ``scores`` of the ten best texts that were scored, best first. Of mmpretrain's
             classifiers, one an image, without a question: ``image_id`` (its ``sample_idx``), ``image`` (its file) and the rest.
     """
@@ -41,6 +42,9 @@ class AnswerDump(BaseMetric):
             data_samples: Dicts with ``image_id``, and ``pred_scores`` [Q, C], ``question_ids`` [Q] and ``questions``, or, of
                 retrieval, ``scores`` [M] and ``caption_ids`` [M], or, of captions, ``pred_caption``, or mmpretrain's
                 ``pred_score`` [C] and ``pred_label`` [1].
+
+        Raises:
+            ValueError: If a question's ``facts`` have a name of the record's own fields.
         """
         classes = (self.dataset_meta or {}).get("classes")
         for sample in data_samples:
@@ -89,6 +93,8 @@ class AnswerDump(BaseMetric):
                         record[name] = sample[field][i].tolist()
                 if spent is not None:
                     record["multiply_adds"] = float(spent[i])
+                if "facts" in sample:
+                    _add_facts(record, sample["facts"][i])
                 records.append(record)
             self.results.append(records)
 
@@ -96,3 +102,13 @@ class AnswerDump(BaseMetric):
         """Keeps the records of all ranks; there is no metric."""
         self.answers = [record for records in results for record in records]
         return {}
+
+
+def _add_facts(record: dict[str, Any], facts: Mapping[str, Any]) -> None:
+    taken = sorted(record.keys() & facts.keys())
+    if taken:
+        raise ValueError(
+            f"facts of question {record['question_id']} has {', '.join(taken)}, which the record of its answer has too: "
+            "expected other names; rename them in the data set"
+        )
+    record.update(facts)

@@ -35,6 +35,8 @@ class DecidesLayers(Protocol):
 
     def before_layer(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> Decision: ...
 
+    def layers_of(self, step: LayerStep) -> Mapping[str, LayerView]: ...
+
 
 @dataclass(frozen=True)
 class _Heads:
@@ -83,7 +85,7 @@ def run_layer(
         token_wise = _EAGER
     elif packed:
         filled = {name: replace(stream, x=fill_rows(stream.x)) for name, stream in cut.items()}
-    for name, layer in step.layers.items():
+    for name, layer in policy.layers_of(step).items():
         x, work = _run_stream(name, layer, filled, heads, attention, token_wise)
         outputs[name] = replace(cut[name], x=x[: cut[name].layout.rows])
         executed += work

@@ -85,8 +85,8 @@ def test(argv: Sequence[str] | None = None) -> dict[str, Any]:
         report["out_file"] = args.speedup_report
     init_processes(args.launcher, cfg.get("env_cfg", {}))
     wrap_for_cpu(cfg)
-    adopt_slices(cfg, args.checkpoint)
     names = call_on_main(lambda: _weight_names(args.checkpoint))
+    adopt_slices(cfg, args.checkpoint)
     use_safe_loader()
     runner = Runner.from_cfg(cfg)
     check_policy_weights(unwrapped_model(runner), names, args.checkpoint)

@@ -26,7 +26,7 @@ class SlicingBudget(BudgetLoss):
         super().__init__(weight=0.0)
         if not speedup >= 1:
             raise ValueError(f"speedup is {speedup}; expected a number >= 1, such as 2.0 for half of the dense multiply-adds")
-        self.speedup = speedup
+        self.wanted = speedup
 
     def forward(self, record: TrimRecord) -> dict[str, Tensor]:
         policy = record.policy
@@ -35,5 +35,5 @@ class SlicingBudget(BudgetLoss):
                 f"SlicingBudget needs the policy UPop, and the model's is {type(policy).__name__}; for others choose "
                 "ComputeBudget or RatioBudget, and to train a sliced model on set model.budget=None"
             )
-        policy.weigh(record, self.speedup)
+        policy.weigh(record, self.wanted)
         return {"sliced": policy.dense / (policy.dense - policy.planned_saving())}

@@ -201,8 +201,21 @@ class TrimmedVLM(BaseModel):
         return self._run(inputs, policy or self.policy, kind)
 
     def host_forward(self, inputs: VLMInputs) -> Tensor:
-        """The host model's own dense forward, logits [G, C]."""
-        return self.backbone.host_forward(inputs if self.backbone.share_images else inputs.unshared())
+        """The host model's own dense forward, logits [G, C].
+
+        Raises:
+            RuntimeError: Of a sliced model, if the host's own code cannot run with heads gone.
+        """
+        try:
+            return self.backbone.host_forward(inputs if self.backbone.share_images else inputs.unshared())
+        except RuntimeError as error:
+            if self.slices is None:
+                raise
+            raise RuntimeError(
+                f"the model is sliced, and the own forward of its host, in a {type(self.backbone).__name__}, cannot run what is "
+                f"left ({error}): LAVIS's ViT takes a head's width from the tokens' width. Run the model itself, or the host "
+                "within backbone.with_sdpa()"
+            ) from error
 
     @property
     def layer_steps(self) -> list[LayerStep]:

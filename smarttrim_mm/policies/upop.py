@@ -90,7 +90,10 @@ class UPop(Policy):
         """
         if self.found:
             return
-        costs, dense = costs_of_one(record, self.sites).mean(1), record.dense_multiply_adds().mean()
+        dense = record.dense_multiply_adds().mean().detach()
+        both = torch.cat([costs_of_one(record, self.sites).mean(1), dense.unsqueeze(0)])
+        all_reduce(both, "mean")  # every process has seen other data, and all must choose alike
+        costs, dense = both[:-1], both[-1]
         if self.batches == 0:
             sizes = costs.new_tensor([site.size - 1 for site in self.sites.all])
             most = float(dense / (dense - (costs * sizes).sum()))
@@ -109,7 +112,7 @@ class UPop(Policy):
         if self.batches == 0 or self.found:  # nothing is known yet, or all that is needed
             return
         fresh = torch.zeros_like(self.importances) if self._fresh is None else self._fresh
-        all_reduce(fresh, "mean")  # every process has seen other data
+        all_reduce(fresh, "mean")
         self.importances += fresh
         self._fresh = None
         share, site = pruned_share(progress), self._numbers(range(len(self.sites.all)))

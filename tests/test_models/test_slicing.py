@@ -64,6 +64,22 @@ def test_the_hosts_own_forward_runs_what_is_left(case):
     torch.testing.assert_close(found, host, atol=1e-5, rtol=1e-5)
 
 
+def test_a_host_that_cannot_run_without_heads_says_so():
+    case = CASES["LavisBackbone/blip_vqa text first"]
+    model = MODELS.build({"type": "TrimmedVLM", "backbone": case, "policy": {"type": "Dense"}}).eval()
+    excite(model.backbone)
+    plan = plan_of(model.backbone)
+    model.slices = Slices(plan)
+    slice_backbone(model.backbone, plan)
+    inputs = random_inputs(model.backbone.input_format, [9, 4, 2])
+    with torch.no_grad():
+        with pytest.raises(RuntimeError, match="the model is sliced, and the own forward of its host, in a BlipVQA"):
+            model.host_forward(inputs)
+        with model.backbone.with_sdpa():
+            host = model.host_forward(inputs)
+        torch.testing.assert_close(model.trace(inputs)[0], host, atol=1e-5, rtol=1e-5)
+
+
 def test_a_sliced_backbone_can_be_trained_on(make_model, make_inputs):
     model = make_model(task_loss={"type": "AnswerCrossEntropy"}).train()
     slice_backbone(model.backbone, plan_of(model.backbone))
@@ -88,7 +104,7 @@ def test_plans_that_do_not_fit(make_model, name, keep, message):
     assert {key: value.shape for key, value in backbone.state_dict().items()} == shapes
 
 
-def test_checkpoints_of_sliced_and_whole_models_are_told_apart(make_model, tmp_path):
+def test_checkpoints_of_sliced_and_whole_models_are_told_apart(make_model, make_inputs, tmp_path):
     whole, backbone = make_model(), make_model().backbone
     plan = plan_of(backbone)
     slice_backbone(backbone, plan)
@@ -102,6 +118,8 @@ def test_checkpoints_of_sliced_and_whole_models_are_told_apart(make_model, tmp_p
     sliced.load_state_dict(weights)
     assert isinstance(sliced.slices, Slices)
     assert sliced.state_dict().keys() == weights.keys()
+    trimmed = make_model({"type": "SmartTrim", "stable_init": False}, sliced=path)  # another policy fits what is left
+    assert trimmed.trace(make_inputs(trimmed))[1].heads()["image.0/image.self"].min() < 1
     with pytest.raises(ValueError, match=re.escape("The checkpoint's model was sliced: name it in model.sliced too")):
         whole.load_state_dict(weights)
     with pytest.raises(ValueError, match=re.escape("The model is sliced, by model.sliced, and the checkpoint's is not")):

@@ -212,8 +212,8 @@ class TrimmedVLM(BaseModel):
             if self.slices is None:
                 raise
             raise RuntimeError(
-                f"the model is sliced, and the own forward of its host, in a {type(self.backbone).__name__}, cannot run what is "
-                f"left ({error}): LAVIS's ViT takes a head's width from the tokens' width. Run the model itself, or the host "
+                f"the model is sliced, and the own forward of its host, in a {type(self.backbone).__name__}, cannot run what "
+                f"is left ({error}): LAVIS's ViT takes a head's width from the tokens' width. Run the model itself, or the host "
                 "within backbone.with_sdpa()"
             ) from error
 

@@ -213,7 +213,7 @@ class TrimmedVLM(BaseModel):
                 raise
             raise RuntimeError(
                 f"the model is sliced, and the own forward of its host, in a {type(self.backbone).__name__}, cannot run what "
-                f"is left ({error}): LAVIS's ViT takes a head's width from the tokens' width. Run the model itself, or the host "
+                f"is left ({error}): LAVIS's ViT takes a head's width from the tokens' width. Run the model, or the host "
                 "within backbone.with_sdpa()"
             ) from error
 

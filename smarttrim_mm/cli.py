@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from smarttrim_mm.evaluation.answer_dump import AnswerDump
 from smarttrim_mm.hooks.log_processor import summarise_ratios
 from smarttrim_mm.models.checkpoint import check_policy_weights
+from smarttrim_mm.models.slicing import adopt_slices
 from smarttrim_mm.optim.autocast import AutocastOptimWrapper
 from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file, newest_checkpoint, use_safe_loader, write_atomically
 from smarttrim_mm.utils.config import read_config
@@ -46,6 +47,7 @@ def train(argv: Sequence[str] | None = None) -> Runner:
     found = call_on_main(lambda: _prepare(cfg, args.resume))
     if found is not None:
         resume_from(cfg, found)
+    adopt_slices(cfg, cfg.get("load_from"))
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     runner = Runner.from_cfg(cfg)
@@ -84,6 +86,7 @@ def test(argv: Sequence[str] | None = None) -> dict[str, Any]:
     init_processes(args.launcher, cfg.get("env_cfg", {}))
     wrap_for_cpu(cfg)
     names = call_on_main(lambda: _weight_names(args.checkpoint))
+    adopt_slices(cfg, args.checkpoint)
     use_safe_loader()
     runner = Runner.from_cfg(cfg)
     check_policy_weights(unwrapped_model(runner), names, args.checkpoint)
@@ -185,6 +188,8 @@ def speedup_table(metrics: dict[str, Any]) -> str:
         ("executed, images shared", values["executed_multiply_adds"]),
         ("dense", values["dense_multiply_adds"]),
     ]
+    if "unsliced_multiply_adds" in values:
+        rows.append(("dense, before slicing", values["unsliced_multiply_adds"]))
     lines = [f"{'multiply-adds, M per sample':<27}{'mean':>10}{'p5':>10}{'p95':>10}"]
     lines += [f"{name:<27}" + "".join(f"{number:>10.3f}" for number in numbers) for name, *numbers in rows]
     lines.append(f"{'dense / decided':<27}{values['speedup']:>10.3f}")

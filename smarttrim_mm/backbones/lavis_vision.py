@@ -83,6 +83,13 @@ class QVBiased(Projection):
         q, v = self.module.q_bias, self.module.v_bias
         return None if q is None else torch.cat([q, torch.zeros_like(v), v])
 
+    def owners(self) -> list[tuple[nn.Module, str, slice | None]]:
+        found: list[tuple[nn.Module, str, slice | None]] = [(self.module.qkv, "weight", self.rows)]
+        if self.module.q_bias is not None and self.rows is not None:
+            which = self.rows.start // (self.rows.stop - self.rows.start)
+            found += [(self.module, name, None) for name in (("q_bias",), (), ("v_bias",))[which]]
+        return found
+
 
 class VitVision:
     """BLIP's and ALBEF's ViT.
@@ -212,7 +219,7 @@ def _eva_view(block: Any, stream: str) -> LayerView:
 
 
 def _clip_view(block: Any, stream: str) -> LayerView:
-    inner, mlp, width = block.attn, block.mlp, block.attn.embed_dim
+    inner, mlp, width = block.attn, block.mlp, block.attn.out_proj.in_features
     q, k, v = (Projection(inner, slice(i * width, (i + 1) * width), "in_proj_weight", "in_proj_bias") for i in range(3))
     attention = AttentionView(f"{stream}.self", stream, q, k, v, inner.out_proj, block.ln_1, inner.num_heads)
     feed_forward = MlpView(mlp.c_fc, mlp.gelu, mlp.c_proj, block.ln_2)

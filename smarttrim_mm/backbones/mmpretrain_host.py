@@ -50,7 +50,7 @@ def vit_view(layer: Any, stream: str) -> LayerView:
     Raises:
         ValueError: If its MLP is not of two Linears, one after the other.
     """
-    inner, ffn, width = layer.attn, layer.ffn, layer.attn.embed_dims
+    inner, ffn, width = layer.attn, layer.ffn, layer.attn.proj.in_features
     count = getattr(ffn, "num_fcs", None)
     if count != 2:
         raise ValueError(

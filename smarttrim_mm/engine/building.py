@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from smarttrim_mm.hooks.check_vocabulary import check_vocabulary
 from smarttrim_mm.inputs import VLMInputs
 from smarttrim_mm.models.checkpoint import check_policy_weights
+from smarttrim_mm.models.slicing import adopt_slices
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
 from smarttrim_mm.registry import MODELS
 from smarttrim_mm.utils.checkpoint_io import load_checkpoint_file
@@ -40,6 +41,7 @@ def build_model(cfg: Config, checkpoint: str | None = None, device: torch.device
     """
     if "model" not in cfg:
         raise ValueError(f"{cfg.filename} has no model; give a config of a model, such as configs/meter/quickstart_dense.py")
+    adopt_slices(cfg, checkpoint)
     settings = dict(cfg.model)
     if "data_preprocessor" in cfg:
         settings.setdefault("data_preprocessor", cfg.data_preprocessor)

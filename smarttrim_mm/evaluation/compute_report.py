@@ -24,8 +24,9 @@ class ComputeReport(BaseMetric):
     Metrics: ``multiply_adds`` (mean over samples of what the decisions leave), its spread ``multiply_adds_p05``,
     ``multiply_adds_p95`` and ``multiply_adds_std``; ``dense_multiply_adds``; ``executed_multiply_adds`` (what really
     ran); ``speedup`` (dense mean / decided mean, of the whole model); ``packed`` (share of the samples that ran packed; the
-    others ran in dense shapes, in batches below the model's ``packed_from``; where a test tells); ``kept/<step>/<stream>``
-    and ``heads/<step>/<attention>``.
+    others ran in dense shapes, in batches below the model's ``packed_from``; where a test tells); of a sliced model,
+    ``unsliced_multiply_adds`` (the dense model before it was sliced; ``dense_multiply_adds`` and ``speedup`` are those of the
+    sliced one); ``kept/<step>/<stream>`` and ``heads/<step>/<attention>``.
 
     Args:
         out_file: Also write them to this file as JSON, with the number of samples and the units; None: do not.
@@ -67,6 +68,7 @@ class ComputeReport(BaseMetric):
             The metrics named in the class's docstring.
         """
         values = {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+        unsliced = "unsliced_multiply_adds"
         decided = values["multiply_adds"] / _MILLION
         dense = values["dense_multiply_adds"] / _MILLION
         metrics = {
@@ -77,6 +79,7 @@ class ComputeReport(BaseMetric):
             "dense_multiply_adds": dense.mean(),
             "executed_multiply_adds": values["executed_multiply_adds"].mean() / _MILLION,
             "speedup": dense.mean() / decided.mean(),
+            **({"unsliced_multiply_adds": values[unsliced].mean() / _MILLION} if unsliced in values else {}),
             **({"packed": values["packed"].mean()} if "packed" in values else {}),
         }
         metrics |= {name: value.mean() for name, value in values.items() if name.startswith(_RATIOS)}

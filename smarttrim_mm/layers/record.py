@@ -442,6 +442,10 @@ class TrimRecord:
             for name, gate in entry.heads.items()
         )
 
+    def per_sample(self, entry: StepRecord, cost: Tensor) -> Tensor:
+        """Sums compute by instance of an entry, [B], over samples: [G]."""
+        return self._per_sample(cost, entry.rows)
+
     def _overhead(self, entry: StepRecord) -> Tensor | float:
         return self.policy.multiply_adds(entry.step, {name: layout.counts() for name, layout in entry.before.items()})
 

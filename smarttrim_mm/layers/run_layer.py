@@ -46,12 +46,15 @@ class DecidesLayers(Protocol):
         self, step: LayerStep, streams: Streams, evidence: Mapping[str, Evidence], guides: Mapping[str, Tensor]
     ) -> Decision: ...
 
+    def layers_of(self, step: LayerStep) -> Mapping[str, LayerView]: ...
+
 
 @dataclass(frozen=True)
 class _Run:
     """What the layers of one step are run with.
 
     Attributes:
+        layers: The layers, by stream, as the policy has them run.
         heads: Heads that are on, by attention; others run whole.
         turns: Who runs a part of a layer; others run for all.
         looks: What is wanted of attentions.
@@ -60,6 +63,7 @@ class _Run:
         token_wise: Computes what is done to each token alone.
     """
 
+    layers: Mapping[str, LayerView]
     heads: Mapping[str, Heads]
     turns: Mapping[str, Turns]
     looks: Looks
@@ -106,9 +110,9 @@ def run_layer(
     _check_looks(step, looks, decision)
     if any(layer.owner.training for layer in step.layers.values()):
         token_wise = _EAGER
-    run = _Run(cut.heads, cut.turns, looks, {}, attention, token_wise)
+    run = _Run(policy.layers_of(step), cut.heads, cut.turns, looks, {}, attention, token_wise)
     tokens = {name: stream.layout for name, stream in current.items()}
-    current, executed = _run_attentions(step, _fill(step, current), run)
+    current, executed = _run_attentions(_fill(step, current), run)
     after: dict[str, Layout] = {}
     if reduces:
         asked = {name: replace(stream, x=stream.x[: stream.layout.rows]) for name, stream in current.items()}
@@ -117,7 +121,7 @@ def run_layer(
         after = {name: stream.layout for name, stream in current.items()}
         decision = replace(decision, merge=second.merge)
         current = _fill(step, current)
-    current, work = _run_mlps(step, current, run)
+    current, work = _run_mlps(current, run)
     record = StepRecord(
         step=step,
         before=before,
@@ -147,10 +151,10 @@ def _fill(step: LayerStep, streams: Mapping[str, TokenStream]) -> dict[str, Toke
     return {name: replace(stream, x=fill_rows(stream.x)) for name, stream in streams.items()}
 
 
-def _run_attentions(step: LayerStep, streams: dict[str, TokenStream], run: _Run) -> tuple[dict[str, TokenStream], int]:
+def _run_attentions(streams: dict[str, TokenStream], run: _Run) -> tuple[dict[str, TokenStream], int]:
     """The attentions of all streams, each on what the step received."""
     outputs, executed = dict(streams), 0
-    for name, layer in step.layers.items():
+    for name, layer in run.layers.items():
         stream, part = streams[name], f"{name}.attention"
         turns = run.turns.get(part)
         if turns is None or turns.whole:
@@ -167,10 +171,10 @@ def _run_attentions(step: LayerStep, streams: dict[str, TokenStream], run: _Run)
     return outputs, executed
 
 
-def _run_mlps(step: LayerStep, streams: dict[str, TokenStream], run: _Run) -> tuple[dict[str, TokenStream], int]:
+def _run_mlps(streams: dict[str, TokenStream], run: _Run) -> tuple[dict[str, TokenStream], int]:
     """The MLPs of all streams; drops the rows that filled packed streams up."""
     outputs, executed = dict(streams), 0
-    for name, layer in step.layers.items():
+    for name, layer in run.layers.items():
         stream = streams[name]
         rows = stream.layout.rows
         turns = run.turns.get(f"{name}.mlp")
@@ -187,7 +191,7 @@ def _run_mlps(step: LayerStep, streams: dict[str, TokenStream], run: _Run) -> tu
             after, work = stream, 0
         outputs[name] = replace(after, x=after.x[:rows])
         executed += work
-    for name in outputs.keys() - step.layers.keys():
+    for name in outputs.keys() - run.layers.keys():
         outputs[name] = replace(outputs[name], x=outputs[name].x[: outputs[name].layout.rows])
     return outputs, executed
 

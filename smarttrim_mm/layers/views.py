@@ -38,6 +38,11 @@ class Projection:
     def inputs(self) -> int:
         return self.weight.shape[1]
 
+    def owners(self) -> list[tuple[nn.Module, str, slice | None]]:
+        """The parameters that rows of this projection lie in: their modules and names, and which rows; None: all."""
+        names = [self.weight_name] if self.bias is None else [self.weight_name, self.bias_name]
+        return [(self.module, name, self.rows) for name in names]
+
     def parameters(self) -> tuple[Tensor, Tensor | None]:
         """Weight [out, in] and bias [out] of this projection alone."""
         if self.rows is None:

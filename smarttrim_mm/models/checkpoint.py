@@ -48,6 +48,10 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], prefix:
             if heads
             else "Use the config that the checkpoint was trained with, or convert the checkpoint first."
         )
+        if any(key.startswith("slices.") for key in theirs.keys() - own.keys()):
+            advice = "The checkpoint's model was sliced: name it in model.sliced too, so that this one is sliced likewise."
+        elif any(key.startswith("slices.") for key in own.keys() - theirs.keys()):
+            advice = "The model is sliced, by model.sliced, and the checkpoint's is not: leave one of them out."
         raise ValueError(
             f"The checkpoint is of another {'task' if heads else 'architecture'} than the config's model; nothing was loaded.\n"
             + "\n".join([*heads, *problems, advice])

@@ -16,10 +16,12 @@ from smarttrim_mm.inputs import BoxTargets, Targets, TextTargets, VLMInputs
 from smarttrim_mm.layers.execution import Execution, Kind
 from smarttrim_mm.layers.record import TrimRecord
 from smarttrim_mm.layers.token_wise import CompiledTokenWise, TokenWise
+from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.losses.budget import BudgetLoss
 from smarttrim_mm.losses.distillation import SelfDistillation
 from smarttrim_mm.models.checkpoint import check_state_dict, load_backbone
 from smarttrim_mm.models.predictions import answers_of, write_scores
+from smarttrim_mm.models.slicing import Slices, require_plan, slice_backbone
 from smarttrim_mm.pairs import PairLogits, parts_of
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.policies.dense import Dense
@@ -36,6 +38,9 @@ class TrimmedVLM(BaseModel):
     Args:
         backbone: The host model, config of ``MODELS``, or built.
         policy: Who decides, config of ``POLICIES``.
+        sliced: A checkpoint of a model that was sliced (``tools/slice.py``): the backbone is sliced as that was, before
+            anything is loaded, and ``Dense`` takes the place of a policy that searches for slices. Tools that are given such a
+            checkpoint set it themselves. None: the backbone is as its config says.
         task_loss: Loss on logits and targets, or several, by names with ``'loss'``, and numbers to log. With a method
             ``prepare(backbone, inputs)`` it says at each step what the targets are.
         distillation: Loss on trimmed and dense logits, see
@@ -58,6 +63,7 @@ class TrimmedVLM(BaseModel):
         *,
         backbone: Mapping[str, Any] | nn.Module,
         policy: Mapping[str, Any],
+        sliced: str | None = None,
         task_loss: Mapping[str, Any] = {"type": "AnswerCrossEntropy"},
         distillation: Mapping[str, Any] | None = None,
         budget: Mapping[str, Any] | None = None,
@@ -70,9 +76,15 @@ class TrimmedVLM(BaseModel):
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.backbone = cast(Any, backbone if isinstance(backbone, nn.Module) else MODELS.build(backbone))
-        steps = [step for stage in self.backbone.steps.values() for step in stage]
+        self.slices: Slices | None = None
+        if sliced is not None:
+            self.slices = Slices(require_plan(sliced))
+            slice_backbone(self.backbone, self.slices.plan)
+        steps = self.layer_steps
         self.policy: Policy = POLICIES.build(policy, default_args={"steps": steps})
         self.dense = Dense(steps=steps)
+        if sliced is not None and self.policy.searches:
+            self.policy = self.dense
         self.task_loss = MODELS.build(task_loss)
         self.distillation: SelfDistillation | None = MODELS.build(distillation) if distillation else None
         self.budget: BudgetLoss | None = MODELS.build(budget) if budget else None
@@ -149,6 +161,7 @@ class TrimmedVLM(BaseModel):
         """Answers every question; fills in ``trim`` of each data sample, and ``pred_scores`` or what the backbone predicts.
 
         ``trim`` is the record's summary, and ``packed``: 1 where what was dropped was left out, 0 where it ran in dense shapes.
+        Of a sliced model also ``unsliced_multiply_adds``: what it would take on all tokens had it not been sliced.
 
         A backbone with ``predict(inputs, execution, data_samples)`` fills in something else itself.
 
@@ -158,6 +171,8 @@ class TrimmedVLM(BaseModel):
         record = self.answer(inputs, data_samples)
         trim = record.summary()
         trim["packed"] = torch.full_like(trim["multiply_adds"], record.packed)
+        if self.slices is not None:
+            trim["unsliced_multiply_adds"] = self.slices.unsliced_multiply_adds(record, self.layer_steps)
         begin = 0
         for sample in data_samples:
             rows = slice(begin, begin + answers_of(sample))
@@ -186,8 +201,26 @@ class TrimmedVLM(BaseModel):
         return self._run(inputs, policy or self.policy, kind)
 
     def host_forward(self, inputs: VLMInputs) -> Tensor:
-        """The host model's own dense forward, logits [G, C]."""
-        return self.backbone.host_forward(inputs if self.backbone.share_images else inputs.unshared())
+        """The host model's own dense forward, logits [G, C].
+
+        Raises:
+            RuntimeError: Of a sliced model, if the host's own code cannot run with heads gone.
+        """
+        try:
+            return self.backbone.host_forward(inputs if self.backbone.share_images else inputs.unshared())
+        except RuntimeError as error:
+            if self.slices is None:
+                raise
+            raise RuntimeError(
+                f"the model is sliced, and the own forward of its host, in a {type(self.backbone).__name__}, cannot run what "
+                f"is left ({error}): LAVIS's ViT takes a head's width from the tokens' width. Run the model, or the host "
+                "within backbone.with_sdpa()"
+            ) from error
+
+    @property
+    def layer_steps(self) -> list[LayerStep]:
+        """Views of all layers of the backbone, in the order of execution."""
+        return [step for stage in self.backbone.steps.values() for step in stage]
 
     @property
     def ranks_texts(self) -> bool:

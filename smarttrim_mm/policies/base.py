@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from smarttrim_mm.layers.views import AttentionView, LayerStep, modality
+from smarttrim_mm.layers.views import AttentionView, LayerStep, LayerView, modality
 from smarttrim_mm.structures import Decision, Evidence, Scores, Streams
 
 
@@ -44,8 +44,13 @@ class Policy(nn.Module):
 
     Args:
         steps: The layers of the backbone, in order of execution: their streams, widths, attentions and heads.
+
+    Attributes:
+        knob: See :class:`Knob`; None: the policy's compute is fixed.
+        searches: Whether it looks for what to slice off the backbone, so that a sliced one has no use for it.
     """
 
+    searches = False
     knob: Knob | None = None
     counts_fixed: ClassVar[bool] = False  # whether the knob alone says how much is kept, whatever was learned
     knob_value: Tensor
@@ -105,6 +110,10 @@ class Policy(nn.Module):
             The decision, on tokens alone: ``keep`` and ``merge``.
         """
         return Decision()
+
+    def layers_of(self, step: LayerStep) -> Mapping[str, LayerView]:
+        """The step's layers as they run under this policy: as they are, unless it searches for what to slice off them."""
+        return step.layers
 
     def scores(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> Scores:
         """What :meth:`before_layer` decides by, for pictures; arguments as there. Nothing, unless a policy says so."""

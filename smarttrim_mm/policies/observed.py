@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from smarttrim_mm.layers.views import LayerStep
+from smarttrim_mm.layers.views import LayerStep, LayerView
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.structures import Decision, Evidence, Scores, Streams
 
@@ -35,6 +35,9 @@ class Observed(Policy):
         grids = {name: streams[name].layout.to_grid(values.float(), torch.nan) for name, values in scores.keep.items()}
         self.noted.append(Scores(grids, scores.heads, scores.threshold))
         return self.policy.before_layer(step, streams, guides)
+
+    def layers_of(self, step: LayerStep) -> Mapping[str, LayerView]:
+        return self.policy.layers_of(step)
 
     def trims(self, step: LayerStep) -> tuple[frozenset[str], frozenset[str]]:
         return self.policy.trims(step)

@@ -117,3 +117,13 @@ def test_slurm_scripts(tmp_path, script, arguments):
 def test_scripts_explain_themselves(script):
     said = subprocess.run(["bash", str(ROOT / "tools" / script)], capture_output=True, text=True)
     assert said.returncode == 2 and f"tools/{script}" in said.stderr
+
+
+def test_both_ranks_search_for_the_same_slices(small_config, tmp_path):
+    """Each sees other data, and so other gradients and other lengths of texts."""
+    config = small_config(HOOK + "model = dict(distillation=None)\n", base="quickstart_upop-2x.py")
+    run("dist_train.sh", config, "2", "--work-dir", str(tmp_path))
+    first, second = rank_states(tmp_path)
+    assert first["policy.found"] and (first["policy.scales"] == 0).any()
+    for name in first.keys() - {"draw"}:
+        assert torch.equal(first[name], second[name]), name

@@ -77,7 +77,7 @@ def test_the_scales_of_the_chosen_fall_to_zero_and_the_others_stay(learning, mak
         policy.set_curriculum(progress)
         assert set(policy.scales.unique().tolist()) <= {scale, 1.0}
         saved = torch.where(policy.scales < 1, policy.costs[policy._numbers(range(len(policy.sites.all)))], 0.0).sum()
-        assert float(saved) == pytest.approx(float(policy.goal) * (1 - scale), rel=0.02)  # to a head
+        assert float(saved) == pytest.approx(float(policy.goal) * (1 - scale), abs=float(policy.costs.max()))  # to a head
     assert policy.found and float(policy.goal) == pytest.approx(float(policy.dense) / 2)
     kept = policy.plan()
     assert all(keep.any() for keep in kept.values()) and sum(int((~keep).sum()) for keep in kept.values()) > 100

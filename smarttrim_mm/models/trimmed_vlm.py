@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -51,6 +51,9 @@ class TrimmedVLM(BaseModel):
             (``tools/benchmark.py --crossover`` measures where).
         data_preprocessor: Collated batches to model inputs.
         init_cfg: mmengine's initialisation.
+
+    Attributes:
+        listeners: Called with the record of each trimmed pass in training; a hook that watches it adds itself.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class TrimmedVLM(BaseModel):
         if packed_from < 1:
             raise ValueError(f"packed_from is {packed_from}; expected a number of pairs, 1 packs every batch")
         self.packed_from = packed_from
+        self.listeners: list[Callable[[TrimRecord], None]] = []
         self._frozen: list[nn.Module] = []  # a list, so that the frozen teacher is neither saved nor trained
         self._register_load_state_dict_pre_hook(self._check_state_dict)
 
@@ -126,6 +130,8 @@ class TrimmedVLM(BaseModel):
         frozen = self.distillation is not None and self.distillation.frozen_teacher
         teacher = None if frozen else self._teach(inputs)
         logits, record = self._run(inputs.after(teacher), self.policy, "masked")
+        for listener in self.listeners:
+            listener(record)
         inputs = inputs.after(logits)
         if frozen:  # after it, as the model in training chooses what both are asked
             teacher = self._teach(inputs)

@@ -102,11 +102,9 @@ class FiniteLossHook(Hook):
             with runner.optim_wrapper.optim_context(model):
                 return model._run_forward(model.data_preprocessor(batch, True), mode="loss")
 
-        terms, seen = {name: float(value.mean()) for name, value in self._losses.items()}, self._losses
-        self._release()
-        where, again = diagnose(model, run)
-        terms = terms or {name: float(value.mean()) for name, value in (seen or again).items() if "loss" in name}
-        listed = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+        listed = ", ".join(f"{name} {float(value.mean()):.4g}" for name, value in self._losses.items())
+        self._release()  # the step that is run once more is not watched
+        where = diagnose(model, run)
         raise FloatingPointError(f"Training stops at iteration {runner.iter + 1}: {what} ({listed}). {where} {_advice(runner)}")
 
 
@@ -114,7 +112,7 @@ def _advice(runner: Runner) -> str:
     newest = newest_checkpoint(runner.work_dir)
     config = runner.cfg.filename or "CONFIG"
     if newest is None:
-        return "Nothing had been saved yet. Lower the learning rate, or clip gradients (optim_wrapper.clip_grad), and start again."
+        return "Nothing had been saved yet: lower the learning rate, or clip gradients (optim_wrapper.clip_grad); start again."
     return (
         f"The last good checkpoint is {newest}; go on from it with\n"
         f"    python tools/train.py {config} --resume {newest} --work-dir {runner.work_dir}\n"

@@ -18,9 +18,9 @@ from smarttrim_mm.utils.launch import unwrapped_model
 _STATE = "gate_collapse"
 _SHOWN = 6
 _MEANING = {
-    OFF: "let nothing through for any input but protected tokens",
-    ON: "let everything through although the target asks for less than is kept",
-    SAME: "let the same share through for every input of a batch",
+    OFF: "nothing but protected tokens, or no head, came through for any input",
+    ON: "everything came through, although the target asks for less than is kept",
+    SAME: "the same share came through for every input of a batch",
 }
 _REMEDY = {
     OFF: "begin with everything kept (policy.stable_init=True), lower the target more slowly (a later end of CurriculumHook), "
@@ -52,14 +52,15 @@ class GateCollapseHook(Hook):
         window: Looks whose mean is judged; a gate is not judged before.
         edge: Share below which a gate is all off, and above 1 minus which it is all on; to recover takes twice that.
         least_spread: Standard deviation of a share over a batch below which decisions are the same; likewise.
-        slack: How far above its target the kept share may lie before gates that are all on are a fault.
+        slack: How far above its target the kept share may lie, as it does while a curriculum moves the target: gates that are
+            all on are a fault where it lies further in every look of the window.
 
     Raises:
         ValueError: If a number is out of its range.
     """
 
     def __init__(
-        self, interval: int = 10, window: int = 5, edge: float = 0.01, least_spread: float = 1e-3, slack: float = 0.05
+        self, interval: int = 10, window: int = 5, edge: float = 0.01, least_spread: float = 1e-3, slack: float = 0.1
     ) -> None:
         for name, value in (("interval", interval), ("window", window)):
             if value < 1:
@@ -94,9 +95,10 @@ class GateCollapseHook(Hook):
         missed = _missed(runner, shares.keys() | state.keys(), self.slack)
         found: dict[str, list[str]] = defaultdict(list)
         for place, (mean, spread, instances) in shares.items():
-            gate = state.setdefault(place, {"means": [], "spreads": [], "collapse": None})
+            gate = state.setdefault(place, {"means": [], "spreads": [], "missed": [], "collapse": None})
             gate["means"] = [*gate["means"], mean][-self.window :]
             gate["spreads"] = [*gate["spreads"], *([spread] if instances > 1 else [])][-self.window :]
+            gate["missed"] = [*gate["missed"], missed[place.split("/")[0]]][-self.window :]
             if len(gate["means"]) < self.window:
                 continue
             known = gate["collapse"]
@@ -106,7 +108,7 @@ class GateCollapseHook(Hook):
                 known,
                 edge=self.edge,
                 least_spread=self.least_spread,
-                missed=missed[place.split("/")[0]],
+                missed=all(gate["missed"]),
             )
             if gate["collapse"] not in (None, known):
                 found[gate["collapse"]].append(place)
@@ -144,8 +146,8 @@ class GateCollapseHook(Hook):
             return
         over = (self.window - 1) * self.interval + 1
         print_log(
-            f"Iteration {iteration}: {len(gates)} gate{'s are' if len(gates) > 1 else ' is'} {collapse}. Over the last {over} "
-            f"iterations they {_MEANING[collapse]}: {_listed(gates)}. What helps: {_REMEDY[collapse]}.",
+            f"Iteration {iteration}: {len(gates)} gate{'s are' if len(gates) > 1 else ' is'} {collapse} (over the last {over} "
+            f"iterations {_MEANING[collapse]}): {_listed(gates)}. What helps: {_REMEDY[collapse]}.",
             logger="current",
             level=logging.WARNING,
         )

@@ -95,7 +95,7 @@ class FirstNonFinite(TorchDispatchMode):
         return result
 
 
-def diagnose(model: nn.Module, losses: Callable[[], Mapping[str, Tensor]]) -> tuple[str, Mapping[str, Tensor]]:
+def diagnose(model: nn.Module, losses: Callable[[], Mapping[str, Tensor]]) -> str:
     """Says where a training step leaves the finite numbers, by running it once more; gradients are cleared.
 
     Args:
@@ -103,32 +103,30 @@ def diagnose(model: nn.Module, losses: Callable[[], Mapping[str, Tensor]]) -> tu
         losses: Runs the forward pass as the step did; returns the losses (names with ``'loss'``), among other numbers.
 
     Returns:
-        A sentence that names the parameter or layer, and the losses; none if the parameters are to blame.
+        A sentence that names the layer or parameter.
     """
     broken = broken_tensors(dict(model.named_parameters()))
     if broken:
-        return f"The weights themselves are not finite before the step: {_listed(broken)}.", {}
+        return f"The weights themselves are not finite before the step: {_listed(broken)}."
     model.zero_grad(set_to_none=True)
     with torch.enable_grad(), FirstNonFinite(model) as watch:
         found = losses()
     where = _layer_of(model, watch.finding.parameter if watch.finding else None)
     if watch.finding is not None:
-        return f"Run again, the forward pass first leaves the finite numbers{where} at {watch.finding}.", found
+        return f"Run again, the forward pass first leaves the finite numbers{where} at {watch.finding}."
     total = torch.stack([value.mean() for name, value in found.items() if "loss" in name]).sum()
     total.backward()
     broken = broken_tensors({name: parameter.grad for name, parameter in model.named_parameters()})
     if not broken:
         return (
             "Run again, the forward pass and its gradients are finite: the values came from another process, from gradients "
-            "accumulated before, or from the machine.",
-            found,
+            "accumulated before, or from the machine."
         )
     order = {name: number for number, name in enumerate(watch.used)}
     first = max(broken, key=lambda name: order.get(name, -1))  # the backward pass goes the other way round
     return (
-        f"Run again, the forward pass is finite, and the backward pass first leaves the finite numbers{_layer_of(model, first)} "
-        f"at the gradient of {first}, {len(broken)} gradients are not finite.",
-        found,
+        "Run again, the forward pass is finite, and the backward pass first leaves the finite numbers"
+        f"{_layer_of(model, first)} at the gradient of {first}; so do {len(broken)} gradients in all."
     )
 
 

@@ -76,7 +76,7 @@ def test_a_weight_that_is_not_finite(spoilt):
 def test_a_gradient_that_is_not_finite(spoilt):
     _, message = spoilt(parameter=LAYER, value="inf", gradient=True)
     assert "stops at iteration 3: gradients are not finite (loss_task " in message and "nan" not in message.split(".")[0]
-    assert f"backward pass first leaves the finite numbers in layer 'image.2' at the gradient of {LAYER}, 1 gradients" in message
+    assert f"backward pass first leaves the finite numbers in layer 'image.2' at the gradient of {LAYER};" in message
 
 
 def test_what_was_saved_is_whole_and_goes_on(spoilt, tmp_path):
@@ -107,7 +107,7 @@ class SpoilBeforeSaving(Hook):
 def test_weights_that_are_not_finite_are_not_saved(toy_config):
     settings = {"default_hooks.checkpoint.interval": 2, "custom_hooks": [{"type": "SpoilBeforeSaving"}]}
     runner = Runner.from_cfg(toy_config(**settings))
-    with pytest.raises(FloatingPointError, match=r"iteration 6: 1 weights are not finite, the first is linear\.weight, and are"):
+    with pytest.raises(FloatingPointError, match=r"iteration 6: 1 weights are not finite, the first is linear\.weight"):
         runner.train()
     assert sorted(path.name for path in Path(runner.work_dir).glob("*.pth")) == ["iter_2.pth", "iter_4.pth"]
 
@@ -140,7 +140,7 @@ def test_a_loss_that_is_not_finite_is_a_fault_with_a_scaler_too(toy_config):
     """The scaler would skip every step, for ever."""
     spoil = {"type": "Spoil", "parameter": "linear.weight", "value": 3e38}
     runner = Runner.from_cfg(toy_config(**{"optim_wrapper.type": "ScaledOnCPU", "custom_hooks": [spoil]}))
-    with pytest.raises(FloatingPointError, match=r"iteration 3: the loss is not finite \(loss_task inf\)\. Run again, the forward"):
+    with pytest.raises(FloatingPointError, match=r"iteration 3: the loss is not finite \(loss_task inf\)\. Run again"):
         runner.train()
 
 

@@ -20,7 +20,7 @@ val_dataloader = dict(batch_size=2, dataset=dict(num_images=3))
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=6), gates=dict(interval=1, window=3))
 custom_hooks = [dict(type="CurriculumHook", schedule="constant"), dict(type="NoiseHook", start=0.0, end=0.0)]
 """
-# the target is half of the multiply-adds, which a huge budget weight overshoots from gates that begin anywhere
+# a huge weight of the budget and a high learning rate overshoot the target, from gates that begin anywhere
 _TO_OFF = """
 model = dict(policy=dict(stable_init=False), budget=dict(weight=1e6, speedup=8.0), distillation=None)
 optim_wrapper = dict(optimizer=dict(lr=0.05))
@@ -50,17 +50,18 @@ def test_gates_driven_to_all_off(train):
     runner, log = train(_TO_OFF)
     told = warnings_of(log)
     first = next(line for line in told if "all off" in line)
-    assert "kept/image.0/image 0.0" in "".join(told)
+    assert "kept/image.2/image 0.000" in first and "nothing but protected tokens" in first
+    assert any("all off" in line and "heads/image.2/image.self 0.000" in line for line in told)
     assert "policy.stable_init=True" in first and "CurriculumHook" in first and "lambda_cost" in first
     assert "have collapsed at the end. all off: " in told[-1]
-    assert sum("kept/image.0/image" in line for line in told[:-1]) == 1  # told once
+    assert sum("kept/image.2/image" in line for line in told[:-1]) == 1  # told once
     assert not runner.model.listeners
 
 
 def test_gates_that_stay_all_on(train):
     _, log = train(_TO_ON, iterations=5)
     [told, summary] = warnings_of(log)
-    assert "Iteration 3: 4 gates are all on." in told and "kept/image.0/image 1.000 +- 0.0000" in told
+    assert "Iteration 3: 4 gates are all on (over" in told and "kept/image.0/image 1.000 +- 0.0000" in told
     assert "higher rate (optim_wrapper" in told
     assert "Gates: of 4 that were watched, 4 have collapsed at the end. all on: " in summary
 
@@ -111,7 +112,7 @@ def test_the_same_share_for_every_input(toy_config, make_model, make_inputs, mon
         hook.before_train_iter(runner, number)
         model.loss(make_inputs(model))
         hook.after_train_iter(runner, number)
-    assert len(told) == 1 and told[0].startswith("Iteration 2: 13 gates are the same for every input.")
+    assert len(told) == 1 and told[0].startswith("Iteration 2: 13 gates are the same for every input (over")
     assert "heads/text.0/text.self 0.500 +- 0.0000" in told[0] and "NoiseHook" in told[0] and "and 7 more" in told[0]
 
 

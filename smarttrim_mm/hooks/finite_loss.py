@@ -53,7 +53,8 @@ class FiniteLossHook(Hook):
         self._batch, self._state, self._losses, self._stepped = data_batch, get_random_state(), {}, False
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
-        broken = bool(outputs) and "loss" in outputs and not bool(outputs["loss"].isfinite())
+        total = (outputs or {}).get("loss")
+        broken = total is not None and not bool(total.isfinite())
         if get_world_size() > 1:
             # processes stop together: at a step (all have seen the gradients), or where the scaler skipped one for all
             if self._stepped or not runner.optim_wrapper.should_update():
@@ -95,7 +96,8 @@ class FiniteLossHook(Hook):
     def _stop(self, what: str) -> None:
         runner = self._runner
         assert runner is not None
-        model, batch = unwrapped_model(runner), self._batch
+        model: Any = unwrapped_model(runner)
+        batch = self._batch
         set_random_state(self._state)
 
         def run() -> Mapping[str, Tensor]:

@@ -58,13 +58,14 @@ def choose_layers(weights: Mapping[str, Tensor], own: Iterable[str], layers: Map
     place = {f"{name}.{old}": f"{name}.{new}" for name, numbers in layers.items() for new, old in enumerate(numbers)}
     chosen = {}
     for key, value in weights.items():
-        name = next((name for name in layers if key.startswith(f"{name}.")), None)
-        if name is None:
+        part = next((name for name in layers if key.startswith(f"{name}.")), None)
+        if part is None:
             chosen[key] = value
             continue
-        number, _, rest = key.removeprefix(f"{name}.").partition(".")
-        if f"{name}.{number}" in place:
-            chosen[f"{place[f'{name}.{number}']}.{rest}"] = value
+        number, _, rest = key.removeprefix(f"{part}.").partition(".")
+        old = f"{part}.{number}"
+        if old in place:
+            chosen[f"{place[old]}.{rest}"] = value
     return chosen
 
 

@@ -93,7 +93,7 @@ def test_what_was_saved_is_whole_and_goes_on(spoilt, tmp_path):
 
 def test_before_anything_was_saved(spoilt):
     work_dir, message = spoilt(parameter=LAYER, value=3e38, iteration=0)
-    assert "stops at iteration 1" in message and "Nothing had been saved yet. Lower the learning rate" in message
+    assert "stops at iteration 1" in message and "Nothing had been saved yet: lower the learning rate" in message
     assert not list(work_dir.glob("*.pth"))
 
 

@@ -9,6 +9,8 @@ default_hooks = dict(
     checkpoint=dict(type="SafeCheckpointHook", by_epoch=False, interval=500, max_keep_ckpts=2),
     state=dict(type="SafeStateHook"),
     vocabulary=dict(type="CheckVocabularyHook"),
+    gates=dict(type="GateCollapseHook"),
+    finite=dict(type="FiniteLossHook"),
 )
 
 log_processor = dict(type="TrimLogProcessor", by_epoch=False, window_size=10)

@@ -99,10 +99,22 @@ def load_backbone(backbone: nn.Module, checkpoint: str) -> None:
     Raises:
         ValueError: If the weights are of another architecture; then nothing is loaded.
     """
+    weights = backbone_weights(checkpoint)
+    check_state_dict(backbone, weights)
+    backbone.load_state_dict(weights)
+
+
+def backbone_weights(checkpoint: str) -> dict[str, Tensor]:
+    """The weights of the backbone in one of our checkpoints, by the backbone's keys.
+
+    Args:
+        checkpoint: Its path; only tensors and plain values are read from it.
+    """
     content = load_checkpoint_file(checkpoint)
-    weights = {key: value for key, value in content.get("state_dict", content).items() if key.startswith("backbone.")}
-    check_state_dict(backbone, weights, "backbone.")
-    backbone.load_state_dict({key.removeprefix("backbone."): value for key, value in weights.items()})
+    prefix = "backbone."
+    return {
+        key.removeprefix(prefix): value for key, value in content.get("state_dict", content).items() if key.startswith(prefix)
+    }
 
 
 def list_keys(kind: str, keys: Collection[str]) -> list[str]:

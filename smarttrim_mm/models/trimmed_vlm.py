@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -20,6 +20,7 @@ from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.losses.budget import BudgetLoss
 from smarttrim_mm.losses.distillation import SelfDistillation
 from smarttrim_mm.models.checkpoint import check_state_dict, load_backbone
+from smarttrim_mm.models.layer_subset import load_layers
 from smarttrim_mm.models.predictions import answers_of, write_scores
 from smarttrim_mm.models.slicing import Slices, require_plan, slice_backbone
 from smarttrim_mm.pairs import PairLogits, parts_of
@@ -54,8 +55,14 @@ class TrimmedVLM(BaseModel):
         packed_from: Image-text pairs of a batch from which on inference is packed. Fewer run in dense shapes with the same
             decisions: where there is little to leave out, packing costs more than it saves
             (``tools/benchmark.py --crossover`` measures where).
+        init_layers: Starts a training from the weights of the frozen teacher, of which it keeps these layers: by the name of
+            each list of layers in the backbone (``'text_transformer.encoder.layer'``), the teacher's numbers, in the student's
+            order. Lists that are not named are taken whole; None: it starts otherwise.
         data_preprocessor: Collated batches to model inputs.
         init_cfg: mmengine's initialisation.
+
+    Attributes:
+        listeners: Called with the record of each trimmed pass in training; a hook that watches it adds itself.
     """
 
     def __init__(
@@ -71,6 +78,7 @@ class TrimmedVLM(BaseModel):
         attention: str | Mapping[str, Any] = "auto",
         compile: bool | Mapping[str, Any] = False,
         packed_from: int = 1,
+        init_layers: Mapping[str, Sequence[int]] | None = None,
         data_preprocessor: Mapping[str, Any] | nn.Module | None = None,
         init_cfg: Any = None,
     ) -> None:
@@ -98,6 +106,13 @@ class TrimmedVLM(BaseModel):
         if packed_from < 1:
             raise ValueError(f"packed_from is {packed_from}; expected a number of pairs, 1 packs every batch")
         self.packed_from = packed_from
+        if init_layers is not None and not (self.distillation and self.distillation.frozen_teacher):
+            raise ValueError(
+                f"init_layers names layers of {sorted(init_layers)}, but there is no teacher to take them from; set "
+                "model.distillation.frozen_teacher to its checkpoint"
+            )
+        self.init_layers = init_layers
+        self.listeners: list[Callable[[TrimRecord], None]] = []
         self._frozen: list[nn.Module] = []  # a list, so that the frozen teacher is neither saved nor trained
         self._register_load_state_dict_pre_hook(self._check_state_dict)
 
@@ -124,6 +139,12 @@ class TrimmedVLM(BaseModel):
             return self.trace(inputs)[0]
         raise ValueError(f"mode is {mode!r}; expected 'loss', 'predict' or 'tensor'")
 
+    def init_weights(self) -> None:
+        """As every mmengine model, and then from layers of the teacher; the Runner calls this ahead of a checkpoint."""
+        super().init_weights()
+        if self.init_layers is not None and self.distillation is not None and self.distillation.frozen_teacher:
+            load_layers(self.backbone, self.distillation.frozen_teacher, self.init_layers)
+
     def loss(self, inputs: VLMInputs) -> dict[str, Tensor]:
         """Losses (keys with ``'loss'``), accuracy, speed-up, and the kept ratios of every layer, as scalars."""
         return self.learn(inputs)[0]
@@ -138,6 +159,8 @@ class TrimmedVLM(BaseModel):
         frozen = self.distillation is not None and self.distillation.frozen_teacher
         teacher = None if frozen else self._teach(inputs)
         logits, record = self._run(inputs.after(teacher), self.policy, "masked")
+        for listener in self.listeners:
+            listener(record)
         inputs = inputs.after(logits)
         if frozen:  # after it, as the model in training chooses what both are asked
             teacher = self._teach(inputs)
@@ -280,9 +303,11 @@ class TrimmedVLM(BaseModel):
     @torch.no_grad()
     def _frozen_logits(self, inputs: VLMInputs, checkpoint: str) -> Tensor | PairLogits:
         if not self._frozen:
-            teacher = copy.deepcopy(self.backbone).eval().requires_grad_(False)
+            config = self.distillation.teacher_backbone if self.distillation else None
+            teacher = copy.deepcopy(self.backbone) if config is None else MODELS.build(config)
             load_backbone(teacher, checkpoint)
-            self._frozen.append(teacher)
+            device = next(self.backbone.parameters()).device
+            self._frozen.append(teacher.to(device).eval().requires_grad_(False))
         execution = Execution(self.dense, sample_ids=inputs.sample_ids, kind="masked", pairs_per_sample=inputs.pairs_per_sample)
         return self._frozen[0](inputs, execution)
 

@@ -5,6 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from smarttrim_mm.ops.ranking import ranks
+from smarttrim_mm.structures import Layout
+
 
 def gumbel_keep(logits: Tensor, temperature: float, noise: float = 1.0) -> Tensor:
     """Samples hard keep decisions with a straight-through gradient.
@@ -38,3 +41,27 @@ def threshold_keep(logits: Tensor, threshold: float) -> Tensor:
         bool, shaped like ``logits``.
     """
     return logits >= math.log(threshold / (1 - threshold))
+
+
+def keep_at_least(keep: Tensor, logits: Tensor, layout: Layout, least: int) -> Tensor:
+    """Lets an instance that would keep too few tokens keep its best ones as well.
+
+    Protected tokens count, and are the first to be kept; an instance that has fewer tokens keeps them all. Each instance is
+    ranked by itself, ties go to the earlier token.
+
+    Args:
+        keep: Decisions, bool, or float in {0, 1} with a straight-through gradient, [B, N] or [S].
+        logits: Keep-minus-drop logits, likewise.
+        layout: How the tokens lie.
+        least: Tokens that an instance keeps at least.
+
+    Returns:
+        Decisions like ``keep``; a token that is kept for this reason passes its gradient on, so that a gate that keeps nothing
+        else can still learn which tokens matter.
+    """
+    scores = logits.detach().float().masked_fill(layout.protected, torch.inf)
+    grid = layout.to_grid(scores, -torch.inf)
+    kept = layout.to_grid(((keep > 0) | layout.protected).to(torch.float32), 0.0).sum(1)
+    few = (kept < least).unsqueeze(1)
+    best = layout.from_grid((ranks(grid) < least) & (grid > -torch.inf) & few)
+    return keep | best if keep.dtype == torch.bool else keep + (best * (1 - keep)).detach()

@@ -16,7 +16,10 @@ _RUN_TIME = {
     "vis_backends", "experiment_name", "default_scope", "custom_imports", "gpu_ids",
 }  # fmt: skip
 _LOADING = {"num_workers", "persistent_workers", "pin_memory", "prefetch_factor"}
-_REPORTING = ("test_", "default_hooks.logger.", "default_hooks.timer.", "default_hooks.checkpoint.")
+_REPORTING = (
+    "test_",
+    *(f"default_hooks.{name}." for name in ("logger", "timer", "checkpoint", "gates", "finite")),
+)
 _SHOWN = 12
 
 

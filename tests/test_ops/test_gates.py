@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from smarttrim_mm.ops.gates import gumbel_keep, threshold_keep
+from smarttrim_mm.ops.gates import gumbel_keep, keep_at_least, threshold_keep
+from smarttrim_mm.structures import TokenStream
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 10.0])
@@ -61,3 +62,63 @@ def test_the_threshold_is_a_probability():
     assert threshold_keep(logits, 0.5).tolist() == [False, True, True, True]
     assert threshold_keep(logits, 0.9).tolist() == [False, False, False, True]
     assert threshold_keep(logits, 0.1).tolist() == [True, True, True, True]
+
+
+def test_gates_are_computed_in_single_precision_under_autocast():
+    """Logits of half precision give the decisions and gradients of the same numbers in fp32."""
+    results = []
+    for low in (True, False):
+        torch.manual_seed(0)
+        logits = torch.linspace(-6, 6, 999).bfloat16()
+        logits = (logits if low else logits.float()).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            keep = gumbel_keep(logits, 0.7)
+        assert keep.dtype == torch.float32 and set(keep.unique().tolist()) == {0.0, 1.0}
+        keep.sum().backward()
+        results.append((keep.detach(), logits.grad))
+    (keep, gradient), (expected, precise) = results
+    assert torch.equal(keep, expected)
+    assert torch.equal(gradient, precise.bfloat16())
+
+
+def stream_of(kept, protected=((True, False, False, False),)):
+    """A padded stream of four tokens an instance, ``kept`` of which are still there."""
+    kept, protected = torch.tensor(kept), torch.tensor(protected)
+    stream = TokenStream.start(torch.zeros(*kept.shape, 1), ids=torch.arange(len(kept)), special=protected.expand(kept.shape))
+    return stream.select(kept)
+
+
+LOGITS = torch.tensor([[-9.0, -1.0, -3.0, -2.0]])
+
+
+@pytest.mark.parametrize(
+    ("least", "kept"),
+    [
+        (1, [True, False, False, False]),  # the protected one
+        (2, [True, True, False, False]),
+        (3, [True, True, False, True]),
+        (9, [True, True, True, True]),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_best_tokens_are_kept_where_there_would_be_too_few(least, kept, packed):
+    stream = stream_of([[True] * 4])
+    stream, logits = (stream.pack(), LOGITS.flatten()) if packed else (stream, LOGITS)
+    keep = keep_at_least(torch.zeros_like(logits, dtype=torch.bool), logits, stream.layout, least)
+    assert stream.select(keep).layout.kept_grid()[0].tolist() == kept
+
+
+def test_an_instance_that_keeps_enough_is_left_alone():
+    """Even where the sample has drawn others than the best; and dropped tokens stay dropped."""
+    logits = LOGITS.repeat(3, 1)
+    keep = torch.tensor([[0.0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    stream = stream_of([[True] * 4, [True] * 4, [True, False, True, False]])
+    assert keep_at_least(keep, logits, stream.layout, 2).tolist() == [[0, 0, 1, 0], [1, 1, 0, 0], [1, 0, 1, 0]]
+
+
+def test_a_token_that_is_kept_as_one_of_too_few_passes_its_gradient(monkeypatch):
+    monkeypatch.setattr(torch, "rand_like", lambda x: torch.full_like(x, 0.5))
+    logits = LOGITS.clone().requires_grad_()
+    keep = keep_at_least(gumbel_keep(logits, 1.0), logits, stream_of([[True] * 4]).layout, 2)
+    keep.sum().backward()
+    assert keep.tolist() == [[1, 1, 0, 0]] and (logits.grad > 0).all()

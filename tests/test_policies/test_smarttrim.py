@@ -3,6 +3,7 @@ import re
 import pytest
 import torch
 
+from smarttrim_mm.policies.observed import Observed
 from smarttrim_mm.testing import kept_grids, random_inputs
 
 
@@ -257,3 +258,56 @@ def test_the_policy_is_counted(make_model, make_inputs):
     _, record = model.trace(make_inputs(model))
     overhead = record.multiply_adds() / record.dense_multiply_adds() - 1
     assert (overhead > 0.001).all() and (overhead < 0.3).all()
+
+
+@pytest.mark.parametrize("kind", ["masked", "packed"])
+def test_an_instance_keeps_at_least_so_many_tokens(make_model, make_inputs, kind):
+    model = make_model(smarttrim(min_tokens={"image": 5, "text": 3}))
+    model.policy.set_knob(model.policy.knob.high)  # drops all that it may
+    inputs = make_inputs(model)
+    with torch.no_grad():
+        _, record = model.trace(inputs, kind)
+    for entry in record.steps:
+        for name, layout in entry.tokens.items():
+            least = torch.minimum(entry.before[name].counts(), torch.tensor({"image": 5.0, "text": 3.0}[name]))
+            assert torch.equal(layout.counts(), torch.maximum(least, layout.floor()))
+    bare = make_model(smarttrim())
+    bare.policy.set_knob(bare.policy.knob.high)
+    assert record.multiply_adds().mean() > bare.trace(inputs, kind)[1].multiply_adds().mean()
+
+
+def test_a_number_is_for_every_stream_and_the_best_stay(make_model, make_inputs):
+    model = make_model(smarttrim(min_tokens=4, head_trimmer=None))
+    model.policy.set_knob(model.policy.knob.high)
+    observed = Observed(model.policy)
+    with torch.no_grad():
+        _, record = model.trace(make_inputs(model), "packed", policy=observed)
+    entry = next(entry for entry in record.steps if entry.step.name == "image.0")
+    scores = observed.noted[record.steps.index(entry)].keep["image"]
+    grid, protected = entry.tokens["image"].kept_grid(), 0  # the image's first token is protected
+    assert (grid.sum(1) == 4).all() and grid[:, protected].all()
+    best = scores[:, 1:].topk(3, 1).indices + 1
+    assert grid.gather(1, best).all()
+
+
+def test_training_keeps_so_many_too(make_model, make_inputs):
+    model = make_model(smarttrim(min_tokens=4)).train()
+    for parameter in model.policy.parameters():
+        torch.nn.init.normal_(parameter, mean=-3.0, std=0.1)
+    _, record = model.trace(make_inputs(model), "masked")
+    for entry in record.steps:
+        layout = entry.tokens.get("image")
+        assert layout is None or (layout.counts() >= 4).all()
+
+
+@pytest.mark.parametrize(
+    ("min_tokens", "message"),
+    [
+        (0, "min_tokens is 0; expected a number of tokens of at least 1"),
+        ({"image": 2.5}, r"min_tokens is \{'image': 2\.5\}; expected a number of tokens"),
+        ({"audio": 2}, r"min_tokens names \['audio'\]; the policy trims \['image', 'text'\]: name one"),
+    ],
+)
+def test_impossible_least_numbers(make_model, min_tokens, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(smarttrim(min_tokens=min_tokens))

@@ -1,6 +1,7 @@
 # ALBEF's way of fine-tuning (arXiv 2107.07651 and its public code): AdamW, weight decay 0.02 (as in LAVIS not on norms and
 # biases), a warm-up of 100 iterations from 1e-5 to 2e-5, and a cosine to 1e-6, here by iteration. Without ALBEF's momentum
-# distillation. Trimmers learn at ten times the rate: our choice.
+# distillation. Trimmers learn at ten times the rate, and gradients are
+# clipped: our choices.
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=6740, val_interval=674)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
@@ -8,6 +9,7 @@ test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=2e-5, weight_decay=0.02),
+    clip_grad=dict(max_norm=5.0),
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
         bias_decay_mult=0.0,

@@ -1,5 +1,6 @@
 # BLIP's way of fine-tuning (arXiv 2201.12086): AdamW, weight decay 0.05 (as in LAVIS not on norms and biases), and a cosine to
-# 0, here by iteration. Trimmers learn at ten times the rate: our choice.
+# 0, here by iteration. Trimmers learn at ten times the rate, and gradients are
+# clipped: our choices.
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=5060, val_interval=1012)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
@@ -7,6 +8,7 @@ test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=3e-5, weight_decay=0.05),
+    clip_grad=dict(max_norm=5.0),
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
         bias_decay_mult=0.0,

@@ -1,5 +1,6 @@
 # METER's fine-tuning recipe for VQAv2 (arXiv 2111.02387): AdamW, batch 512, head x50 and fusion x5 the learning rate (with its
 # transforms and poolers, without the token types), 10 % warm-up, linear decay to 0; no weight decay of biases and norms.
+# Gradients are clipped: our choice.
 max_iters = 10_000
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=1000)
 val_cfg = dict(type="ValLoop")
@@ -9,6 +10,7 @@ optim_wrapper = dict(
     type="OptimWrapper",
     constructor="NamedRates",
     optimizer=dict(type="AdamW", lr=5e-6, betas=(0.9, 0.98), weight_decay=0.01),
+    clip_grad=dict(max_norm=5.0),
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
         bias_decay_mult=0.0,

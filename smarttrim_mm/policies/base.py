@@ -36,9 +36,15 @@ class Policy(nn.Module):
 
     Args:
         steps: The layers of the backbone, in order of execution: their streams, widths, attentions and heads.
+
+    Attributes:
+        knob: The knob's name and range; None: the policy's compute is fixed.
+        counts_fixed: Whether the knob alone says how many tokens stay, whatever the weights are. Such a policy is calibrated
+            before it is trained too, so that it trains at its budget.
     """
 
     knob: Knob | None = None
+    counts_fixed: bool = False
     knob_value: Tensor
 
     def __init__(self, *, steps: Sequence[LayerStep]) -> None:

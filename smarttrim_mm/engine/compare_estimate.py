@@ -47,18 +47,17 @@ class Estimate:
     def __init__(self, folder: Path, runs: Mapping[Path, Run]) -> None:
         self.folder = folder
         self.runs = runs
-        self.probed: dict[Path, Probe] = {}
-        self._probes_needed = False
+        self.probed: dict[bool, Probe] = {}  # of a model with a policy that trims, or without
 
     @property
     def basis(self) -> str:
         """What the estimate rests on, in words."""
         if not self.probed:
             return "from finished stages of the same kind"
-        return f"from a probe of {_STEPS} steps of {len(self.probed)} models, and finished stages where there are any"
+        return f"from a probe of {_STEPS} steps of a model, and finished stages where there are any"
 
     def complete(self, todo: Sequence[tuple[Path, Stage]]) -> None:
-        """Probes models for stages whose kind has not been run yet.
+        """Probes a dense and a trimmed model if there are stages whose kind has not been run yet.
 
         Args:
             todo: Pending stages, by the folder of their run.
@@ -66,8 +65,8 @@ class Estimate:
         history = self._history()
         for folder, stage in todo:
             run = self.runs[folder]
-            if self._from_history(history, run, stage) is None and run.variant.folder not in self.probed:
-                self.probed[run.variant.folder] = probe(run.variant.cfg)
+            if self._from_history(history, run, stage) is None and run.variant.calibrated not in self.probed:
+                self.probed[run.variant.calibrated] = probe(run.variant.cfg)
 
     def left(self, todo: Iterable[tuple[Path, Stage]]) -> float | None:
         """Seconds that pending stages take one after the other; None: not known.
@@ -107,7 +106,7 @@ class Estimate:
         return median(same) * (_length(run.variant.training_settings()) if stage.name == "train" else 1)
 
     def _from_probe(self, run: Run, stage: Stage) -> float | None:
-        found = self.probed.get(run.variant.folder)
+        found = self.probed.get(run.variant.calibrated)
         if found is None:
             return None
         cfg = run.variant.cfg

@@ -14,6 +14,7 @@ import numpy as np
 from smarttrim_mm.engine.compare_execution import read_failure
 from smarttrim_mm.engine.compare_plan import ComparePlan
 from smarttrim_mm.engine.compare_runs import Run
+from smarttrim_mm.engine.contenders import HOST
 from smarttrim_mm.engine.stages import shown_path
 
 DONE, NOT_RUN, DAMAGED = "done", "not run", "damaged"
@@ -147,7 +148,9 @@ def _read(plan: ComparePlan, run: Run, dense: Mapping[Any, float]) -> Result:
         "collapsed": collapse(right, predictions, list(shares.values()), per_input),
         "train_seconds": next((marker["seconds"] for marker in markers if marker["name"] == "train"), None),
     }
-    return Result(run, name, DONE, "", numbers, predictions, shares, (), commands)
+    clocks = _clocks(run)
+    numbers |= _clock_numbers(plan, run, clocks)
+    return Result(run, name, DONE, "", numbers, predictions, shares, clocks, commands)
 
 
 def _compute(run: Run, compute: Mapping[str, Any], spent: Mapping[Any, float], dense: Mapping[Any, float]) -> dict[str, Any]:
@@ -172,6 +175,41 @@ def _calibration(run: Run) -> dict[str, Any]:
         return {}
     note = _json(run.calibration)
     return {"knob": note["knob"], "knob_value": note["after"]["knob"], "held_out_speedup": note["after"]["speedup"]}
+
+
+def _clocks(run: Run) -> list[dict[str, Any]]:
+    """What the benchmark measured of the run's policy, for each number of threads and batch size."""
+    if not run.clock.is_file():
+        return []
+    content = _json(run.clock)
+    found = []
+    for result in content["results"]:
+        own = result["contenders"][content["policy"]]
+        over_sdpa = own["speedup_over_sdpa"]
+        found.append(
+            {
+                "batch_size": result["batch_size"],
+                "threads": result["threads"],
+                "rounds": result["rounds"],
+                "baseline": result["sdpa_baseline"] or HOST,
+                "speedup": own["speedup"] if over_sdpa is None else over_sdpa,
+                "ms_per_batch": own["ms_per_batch"],
+                "load_average": content["load_average"],
+            }
+        )
+    return found
+
+
+def _clock_numbers(plan: ComparePlan, run: Run, clocks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    size, threads = max(plan.benchmark.batch_sizes), plan.benchmark.threads[0]
+    shown = {"clock_batch_size": size, "clock_threads": threads}
+    if run.variant.same_as_dense:
+        return {"clock_speedup": 1.0, **shown}  # it is the dense model: what the clocks are held against
+    for each in clocks:
+        if (each["batch_size"], each["threads"]) == (size, threads):
+            ratio = each["speedup"]
+            return {"clock_speedup": ratio["median"], "clock_q1": ratio["q1"], "clock_q3": ratio["q3"], **shown}
+    return {}
 
 
 def _markers(run: Run) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from smarttrim_mm.engine.compare_plan import DENSE, ComparePlan, RowPlan
 from smarttrim_mm.engine.tool_stages import SMOKE_TEST, SMOKE_TRAIN
 from smarttrim_mm.hooks.schedule import GateHook
 from smarttrim_mm.policies.base import Policy
+from smarttrim_mm.policies.dense import Dense
 from smarttrim_mm.registry import HOOKS, POLICIES
 from smarttrim_mm.utils.checkpoint_io import write_atomically
 from smarttrim_mm.utils.config import read_config
@@ -39,6 +40,7 @@ class Variant:
         folder: Folder of its runs, named after the settings.
         source: What the dense checkpoints that it starts from are known by; None: it uses none.
         notes: What was left out of the recipe for it.
+        backbone_of_dense: Whether its backbone is the dense model's, setting for setting.
     """
 
     row: RowPlan
@@ -47,6 +49,7 @@ class Variant:
     folder: Path
     source: str | None
     notes: tuple[str, ...] = field(default=())
+    backbone_of_dense: bool = True
 
     @property
     def name(self) -> str:
@@ -67,6 +70,11 @@ class Variant:
         """Whether it is calibrated before the training too."""
         first = self.policy.counts_fixed if self.row.calibrate_first is None else self.row.calibrate_first
         return first and self.calibrated and self.row.train and self.row.from_dense
+
+    @property
+    def same_as_dense(self) -> bool:
+        """Whether it computes what the comparison's dense model does, with other weights."""
+        return self.policy is Dense and self.backbone_of_dense
 
     @property
     def has_target(self) -> bool:
@@ -121,17 +129,19 @@ def resolve(plan: ComparePlan, root: Path, runs: Path, smoke: bool = False) -> t
     if plan.dense_checkpoint is not None:
         dense = _variant(row, cfg, runs, source=plan.dense_checkpoint, plan=plan)
     source = plan.dense_checkpoint or dense.folder.name.rpartition("-")[2]
-    return dense, [_resolve_row(plan, each, root, runs, options, source) for each in plan.rows]
+    rows = [_resolve_row(plan, each, root, runs, options, source) for each in plan.rows]
+    same = [each.cfg.model.backbone == dense.cfg.model.backbone for each in rows]
+    return dense, [replace(each, backbone_of_dense=equal) for each, equal in zip(rows, same, strict=True)]
 
 
 def differences(variants: list[Variant]) -> dict[str, list[str]]:
-    """Where the recipe of a trained row differs from that of the first one: names of settings outside policy and hooks.
+    """Where the recipe of a trained row differs from that of the first one, beyond policy, budget, hooks and its own options.
 
     Args:
         variants: Those of the rows.
 
     Returns:
-        By the row's name; rows without differences are left out.
+        Names of settings by the row's name; rows without differences are left out.
     """
     trained = [variant for variant in variants if variant.row.train]
     if not trained:
@@ -140,7 +150,10 @@ def differences(variants: list[Variant]) -> dict[str, list[str]]:
     found = {}
     for variant in trained[1:]:
         own = _recipe(variant)
-        names = sorted(name for name in own.keys() | first.keys() if own.get(name) != first.get(name))
+        declared = tuple(variant.row.options)  # what the row itself says is no surprise
+        names = sorted(
+            name for name in own.keys() | first.keys() if own.get(name) != first.get(name) and not name.startswith(declared)
+        )
         if names:
             found[variant.name] = names
     return found

@@ -1,5 +1,5 @@
-# Trimmers that see both modalities against trimmers that see less: the token alone, its own stream alone. And with the text encoder
-# first, so that the question guides the trimmers inside the image encoder too (without it, in the fusion layer only).
+# Trimmers that see both modalities against trimmers that see less: the token alone, its own stream alone. And with the text
+# encoder first, so that the question guides the trimmers inside the image encoder too (without it, in the fusion layer only).
 # python tools/compare.py configs/compare/easy-vqa_guides.py --jobs 2
 dense = "configs/meter/quickstart_dense.py"
 budgets = [1.5, 2.0, 3.0]

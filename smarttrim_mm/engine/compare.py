@@ -16,10 +16,11 @@ from mmengine.config import DictAction
 
 from smarttrim_mm.engine.compare_estimate import Estimate
 from smarttrim_mm.engine.compare_execution import FAILED, LEFT_OUT, Execution, Task
-from smarttrim_mm.engine.compare_plan import ComparePlan, plan_from, read_plan
+from smarttrim_mm.engine.compare_pictures import draw_all
+from smarttrim_mm.engine.compare_plan import DENSE, ComparePlan, plan_from, read_plan
 from smarttrim_mm.engine.compare_results import read_results
-from smarttrim_mm.engine.compare_runs import Run, given_checkpoint, plan_runs
-from smarttrim_mm.engine.compare_summary import summarise
+from smarttrim_mm.engine.compare_runs import given_checkpoint, plan_runs
+from smarttrim_mm.engine.compare_summary import Summary, summarise
 from smarttrim_mm.engine.compare_tables import notes_of, write_tables
 from smarttrim_mm.engine.compare_variants import differences, resolve
 from smarttrim_mm.engine.progress import clock
@@ -39,9 +40,21 @@ class Comparison:
         work_dir: Folder of the runs (``runs/``) of all plans, and of their results.
         smoke: Whether trainings are cut to a few iterations on a few images.
         command: That makes this comparison.
+        only: Rows to run; None: all.
     """
 
-    def __init__(self, plan: ComparePlan, *, root: Path, tools: Path, work_dir: Path, smoke: bool, command: str) -> None:
+    def __init__(
+        self,
+        plan: ComparePlan,
+        *,
+        root: Path,
+        tools: Path,
+        work_dir: Path,
+        smoke: bool,
+        command: str,
+        only: Sequence[str] | None = None,
+    ) -> None:
+        names = {row.name for row in (plan if only is None else plan.only(only)).rows}
         self.plan, self.root, self.tools, self.work_dir, self.command = plan, root, tools, work_dir, command
         self.results = work_dir / plan.name
         self.dense, self.variants = resolve(plan, root, work_dir / "runs", smoke)
@@ -49,31 +62,38 @@ class Comparison:
             for seed in plan.seeds:
                 given_checkpoint(plan.dense_checkpoint, seed, root)
         self.runs = plan_runs(plan, self.dense, self.variants, root)
+        self.chosen = [run for run in self.runs if run.variant.name in {DENSE, *names}]
         self.notes = notes_of(self.variants, differences(self.variants))
 
     def tasks(self) -> list[Task]:
         """Trainings, calibrations and tests; equal runs once."""
-        unique = {run.folder: run for run in self.runs}
+        unique = {run.folder: run for run in reversed(self.chosen)}  # under the first of several names
         return [
             Task(run.title, run.folder, tuple(run.stages()), None if run.needs is None else run.needs.folder)
-            for run in unique.values()
+            for run in reversed(unique.values())
         ]
 
     def clock_tasks(self) -> list[Task]:
         """The comparisons of clocks of the runs that are tested."""
-        done = {result.run.folder: result.run for result in read_results(self.plan, self.runs) if result.done}
-        timed = [run for run in done.values() if run.variant.calibrated]
+        folders = {run.folder for run in self.chosen}
+        tested = [result.run for result in read_results(self.plan, self.runs) if result.done]
+        done = {run.folder: run for run in tested if run.folder in folders}
+        others = any(not run.variant.backbone_of_dense for run in done.values())  # which need the dense model's own time
+        timed = [run for run in done.values() if not run.variant.same_as_dense or (others and run.variant.name == DENSE)]
         return [Task(run.title, run.folder, (run.clock_stage(self.plan),)) for run in timed]
 
-    def write(self) -> None:
-        """Writes the tables from what is there."""
+    def write(self) -> list[Summary]:
+        """Writes the tables from what is there, and returns what they hold."""
         results = read_results(self.plan, self.runs)
         summaries = summarise(self.plan, results)
         write_tables(self.results, self.plan, results, summaries, notes=self.notes, command=self.command)
+        return summaries
 
-    def run_of(self) -> dict[Path, Run]:
-        """Runs by their folders."""
-        return {run.folder: run for run in self.runs}
+    def draw(self) -> None:
+        """Writes tables and figures from what is there, and says where they are."""
+        for path in draw_all(self.results, self.plan, self.write()):
+            print(f"figure: {shown_path(path, self.root)}")
+        print(f"results: {shown_path(self.results / 'results.md', self.root)} (and results.csv, results.json)")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -131,21 +151,26 @@ def main(argv: Sequence[str] | None = None, tools: Path = ROOT / "tools", root: 
     if args.jobs < 1:
         raise ValueError(f"--jobs is {args.jobs}; expected at least 1")
     work_dir = Path(args.work_dir).absolute() if args.work_dir else root / _WORK_DIR
-    whole = plan_of(args)
-    given = {"root": root, "tools": tools, "work_dir": work_dir, "smoke": args.smoke, "command": command}
+    plan = plan_of(args)
+    given: dict[str, Any] = {
+        "root": root,
+        "tools": tools,
+        "work_dir": work_dir,
+        "smoke": args.smoke,
+        "command": command,
+        "only": args.only,
+    }
     try:
-        comparison = Comparison(whole, **given)
+        comparison = Comparison(plan, **given)
     except StageError as error:
         raise FileNotFoundError(str(error)) from error
-    chosen = comparison if args.only is None else Comparison(whole.only(args.only), **given)
     if args.tables_only:
-        comparison.write()
-        _say_where(comparison)
+        comparison.draw()
         return 0
     handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that running tools are ended too
     try:
         with _alone(work_dir):
-            return _run(comparison, chosen, args)
+            return _run(comparison, args)
     except KeyboardInterrupt:
         print(f"\ninterrupted; to go on: {command}", file=sys.stderr)
         return 130
@@ -179,17 +204,18 @@ def plan_of(args: argparse.Namespace) -> ComparePlan:
         given = [{"name": Path(path).stem, "config": path} for path in args.rows]
         plan = replace(plan_from({"name": Path(args.dense).stem, "dense": args.dense, "rows": given}), **changes)
     name = f"{plan.name}-smoke" if args.smoke else plan.name
-    return replace(plan, name=name, options={**plan.options, **(args.cfg_options or {})})
+    plan = replace(plan, name=name, options={**plan.options, **(args.cfg_options or {})})
+    return replace(plan, benchmark=replace(plan.benchmark, rounds=2)) if args.smoke else plan
 
 
-def _run(comparison: Comparison, chosen: Comparison, args: argparse.Namespace) -> int:
-    runs = {**comparison.run_of(), **chosen.run_of()}
-    for variant in {each.folder: each for each in (chosen.dense, *chosen.variants)}.values():
+def _run(comparison: Comparison, args: argparse.Namespace) -> int:
+    runs = {run.folder: run for run in comparison.runs}
+    for variant in {run.variant.folder: run.variant for run in comparison.chosen}.values():
         variant.write_config()
     estimate = Estimate(comparison.work_dir / "runs", runs)
     where: dict[str, Any] = {"tools": comparison.tools, "root": comparison.root, "rerun": comparison.command}
     execution = Execution(**where, environment=_threads(args.jobs), left=estimate.left)
-    tasks = chosen.tasks()
+    tasks = comparison.tasks()
     pending = execution.pending(tasks)
     todo = [(folder, stage) for folder, stages in pending.items() for stage in stages]
     print(f"{comparison.plan.name}: {len(tasks)} runs, {len(pending)} of them to do ({len(todo)} stages)")
@@ -203,15 +229,18 @@ def _run(comparison: Comparison, chosen: Comparison, args: argparse.Namespace) -
         for folder, stages in pending.items():
             print(f"  {runs[folder].title}: {', '.join(stage.name for stage in stages)}")
         return 0
+
+    def on_run(_: Task) -> None:
+        comparison.write()
+
     comparison.write()
-    execution.run(tasks, args.jobs, lambda _: comparison.write())
+    execution.run(tasks, args.jobs, on_run)
     failures = dict(execution.failures)
     if not args.no_benchmark:
         clocks = Execution(**where, left=estimate.left)
-        clocks.run(chosen.clock_tasks(), 1, lambda _: comparison.write())
+        clocks.run(comparison.clock_tasks(), 1, on_run)
         failures |= clocks.failures
-    comparison.write()
-    _say_where(comparison)
+    comparison.draw()
     failed = [failure for failure in failures.values() if failure.status in (FAILED, LEFT_OUT)]
     if failed:
         print(f"{len(failed)} runs failed; to go on: {comparison.command}", file=sys.stderr)
@@ -221,10 +250,6 @@ def _run(comparison: Comparison, chosen: Comparison, args: argparse.Namespace) -
 def _threads(jobs: int) -> dict[str, str]:
     """Variables that share the cores among the jobs."""
     return {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
-
-
-def _say_where(comparison: Comparison) -> None:
-    print(f"results: {shown_path(comparison.results / 'results.md', comparison.root)} (and results.csv, results.json)")
 
 
 def _hours(seconds: float) -> str:

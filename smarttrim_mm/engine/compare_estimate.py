@@ -25,15 +25,17 @@ _ROUNDS = 64
 
 @dataclass(frozen=True)
 class Probe:
-    """Seconds of one step of a model.
+    """What a few steps of a model tell.
 
     Attributes:
-        iteration: Of training.
-        batch: Of inference.
+        iteration: Seconds of one of training.
+        batch: Seconds of one of inference.
+        batches: Their number in a pass over each split.
     """
 
     iteration: float
     batch: float
+    batches: Mapping[str, int]
 
 
 class Estimate:
@@ -109,10 +111,9 @@ class Estimate:
         found = self.probed.get(run.variant.calibrated)
         if found is None:
             return None
-        cfg = run.variant.cfg
-        sizes = {split: _batches(cfg, split) for split in ("train", "val", "test")}
+        sizes = found.batches
         if stage.name == "train":
-            loop = cfg.train_cfg
+            loop = run.variant.cfg.train_cfg
             iterations = loop.get("max_iters") or loop.max_epochs * sizes["train"]
             validations = _length(run.variant.training_settings()) / (loop.get("val_interval") or 1)
             return _START + iterations * found.iteration + validations * sizes["val"] * found.batch
@@ -128,9 +129,10 @@ def probe(cfg: Config) -> Probe:
         cfg: The config.
     """
     model = build_model(cfg)
-    loader = build_loader(cfg, "val", model)
+    by_epoch = "max_epochs" in cfg.train_cfg
+    loaders = {split: build_loader(cfg, split, model) for split in ("val", "test", *(["train"] if by_epoch else []))}
     seconds = []
-    for inputs in islice(model_batches(model, loader), _STEPS):
+    for inputs in islice(model_batches(model, loaders["val"]), _STEPS):
         begin = time.monotonic()
         with torch.inference_mode():
             model.trace(inputs)
@@ -140,12 +142,8 @@ def probe(cfg: Config) -> Probe:
         torch.stack(losses).sum().backward()
         model.eval()
         seconds.append((time.monotonic() - between, between - begin))
-    counted = seconds[1:] or seconds
-    return Probe(*(median(values) for values in zip(*counted, strict=True)))
-
-
-def _batches(cfg: Config, split: str) -> int:
-    return len(build_loader(cfg, split)) if split != "train" or "max_epochs" in cfg.train_cfg else 0
+    training, inference = (median(values) for values in zip(*(seconds[1:] or seconds), strict=True))
+    return Probe(training, inference, {split: len(loader) for split, loader in loaders.items()})
 
 
 def _length(settings: Mapping[str, object]) -> int:

@@ -4,17 +4,17 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from smarttrim_mm.engine.compare_clocks import clock_numbers, read_clocks
 from smarttrim_mm.engine.compare_execution import read_failure
-from smarttrim_mm.engine.compare_plan import ComparePlan
+from smarttrim_mm.engine.compare_plan import DENSE, ComparePlan
 from smarttrim_mm.engine.compare_runs import Run
-from smarttrim_mm.engine.contenders import HOST
 from smarttrim_mm.engine.stages import shown_path
 
 DONE, NOT_RUN, DAMAGED = "done", "not run", "damaged"
@@ -68,15 +68,18 @@ def read_results(plan: ComparePlan, runs: Sequence[Run]) -> list[Result]:
         runs: All runs, see :func:`~smarttrim_mm.engine.compare_runs.plan_runs`.
     """
     dense: dict[int, dict[Any, float]] = {}
+    of_seed = {run.seed: run for run in reversed(runs) if run.variant.row.name == DENSE}
     found = []
     for run in runs:
         try:
-            result = _read(plan, run, dense.get(run.seed, {}))
+            result = _read(plan, run, of_seed[run.seed], dense.get(run.seed, {}))
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             reason = f"{type(error).__name__}: {error}; remove {shown_path(run.folder / 'tested', run.root)} and run it again"
             result = Result(run, run.variant.name, DAMAGED, reason)
-        if run.budget is None and run.seed not in dense and result.done:  # the first run of a seed is the dense model's
-            dense[run.seed] = {_key(record): record["multiply_adds"] for record in result.predictions}
+        if run is of_seed[run.seed] and result.done:  # it comes before the others of its seed
+            spent = {record_key(each): each["multiply_adds"] for each in result.predictions if "multiply_adds" in each}
+            dense[run.seed] = spent
+            result = replace(result, shares=dict.fromkeys(spent, 1.0))
         found.append(result)
     return found
 
@@ -124,7 +127,12 @@ def collapse(accuracy: float, predictions: Sequence[Mapping[str, Any]], shares: 
     return ""
 
 
-def _read(plan: ComparePlan, run: Run, dense: Mapping[Any, float]) -> Result:
+def record_key(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells a prediction from the others of a test."""
+    return record.get("image_id"), record.get("question_id"), record.get("identifier")
+
+
+def _read(plan: ComparePlan, run: Run, dense_run: Run, dense: Mapping[Any, float]) -> Result:
     name = run.variant.name
     markers = _markers(run)
     commands = [marker["command"] for marker in markers]
@@ -136,7 +144,7 @@ def _read(plan: ComparePlan, run: Run, dense: Mapping[Any, float]) -> Result:
         return Result(run, name, NOT_RUN, commands=commands)
     answers, compute = _json(run.answers), _json(run.compute)
     predictions = answers["predictions"]
-    spent = {_key(record): record["multiply_adds"] for record in predictions if "multiply_adds" in record}
+    spent = {record_key(record): record["multiply_adds"] for record in predictions if "multiply_adds" in record}
     shares = {key: value / dense[key] for key, value in spent.items() if key in dense}
     right = accuracy(plan, answers)
     per_input = run.variant.calibrated and not run.variant.policy.counts_fixed
@@ -148,8 +156,8 @@ def _read(plan: ComparePlan, run: Run, dense: Mapping[Any, float]) -> Result:
         "collapsed": collapse(right, predictions, list(shares.values()), per_input),
         "train_seconds": next((marker["seconds"] for marker in markers if marker["name"] == "train"), None),
     }
-    clocks = _clocks(run)
-    numbers |= _clock_numbers(plan, run, clocks)
+    clocks = read_clocks(run)
+    numbers |= clock_numbers(plan, run, clocks, dense_run)
     return Result(run, name, DONE, "", numbers, predictions, shares, clocks, commands)
 
 
@@ -177,41 +185,6 @@ def _calibration(run: Run) -> dict[str, Any]:
     return {"knob": note["knob"], "knob_value": note["after"]["knob"], "held_out_speedup": note["after"]["speedup"]}
 
 
-def _clocks(run: Run) -> list[dict[str, Any]]:
-    """What the benchmark measured of the run's policy, for each number of threads and batch size."""
-    if not run.clock.is_file():
-        return []
-    content = _json(run.clock)
-    found = []
-    for result in content["results"]:
-        own = result["contenders"][content["policy"]]
-        over_sdpa = own["speedup_over_sdpa"]
-        found.append(
-            {
-                "batch_size": result["batch_size"],
-                "threads": result["threads"],
-                "rounds": result["rounds"],
-                "baseline": result["sdpa_baseline"] or HOST,
-                "speedup": own["speedup"] if over_sdpa is None else over_sdpa,
-                "ms_per_batch": own["ms_per_batch"],
-                "load_average": content["load_average"],
-            }
-        )
-    return found
-
-
-def _clock_numbers(plan: ComparePlan, run: Run, clocks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    size, threads = max(plan.benchmark.batch_sizes), plan.benchmark.threads[0]
-    shown = {"clock_batch_size": size, "clock_threads": threads}
-    if run.variant.same_as_dense:
-        return {"clock_speedup": 1.0, **shown}  # it is the dense model: what the clocks are held against
-    for each in clocks:
-        if (each["batch_size"], each["threads"]) == (size, threads):
-            ratio = each["speedup"]
-            return {"clock_speedup": ratio["median"], "clock_q1": ratio["q1"], "clock_q3": ratio["q3"], **shown}
-    return {}
-
-
 def _markers(run: Run) -> list[dict[str, Any]]:
     found = []
     for name in ("calibrate_start", "train", "calibrate", "test", "benchmark"):
@@ -222,10 +195,6 @@ def _markers(run: Run) -> list[dict[str, Any]]:
             except ValueError:  # a damaged marker is as good as none
                 continue
     return found
-
-
-def _key(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    return record.get("image_id"), record.get("question_id"), record.get("identifier")
 
 
 def _json(path: Path) -> Any:

@@ -114,7 +114,7 @@ def with_fronts(summaries: Sequence[Summary]) -> list[Summary]:
     """
     axes: Mapping[str, Callable[[Summary], float | None]] = {
         "multiply_adds": lambda each: each.mean("multiply_adds"),
-        "clock": lambda each: None if (faster := each.mean("clock_speedup")) is None else 1 / faster,
+        "clock": lambda each: each.mean("clock_time"),
     }
     on: dict[int, set[str]] = {number: set() for number in range(len(summaries))}
     for axis, cost in axes.items():

@@ -129,9 +129,14 @@ def resolve(plan: ComparePlan, root: Path, runs: Path, smoke: bool = False) -> t
     if plan.dense_checkpoint is not None:
         dense = _variant(row, cfg, runs, source=plan.dense_checkpoint, plan=plan)
     source = plan.dense_checkpoint or dense.folder.name.rpartition("-")[2]
-    rows = [_resolve_row(plan, each, root, runs, options, source) for each in plan.rows]
-    same = [each.cfg.model.backbone == dense.cfg.model.backbone for each in rows]
-    return dense, [replace(each, backbone_of_dense=equal) for each, equal in zip(rows, same, strict=True)]
+    rows = []
+    folders: dict[str, Path] = {}  # of rows of other names in this plan
+    for each in plan.rows:
+        variant = _resolve_row(plan, each, root, runs, options, source)
+        folder = folders.setdefault(variant.folder.name.rpartition("-")[2], variant.folder)
+        same = variant.cfg.model.backbone == dense.cfg.model.backbone
+        rows.append(replace(variant, folder=folder, backbone_of_dense=same))
+    return dense, rows
 
 
 def differences(variants: list[Variant]) -> dict[str, list[str]]:
@@ -194,7 +199,7 @@ def _variant(
         "calibrated": [unnamed.calibrated_first, plan.margin] if unnamed.calibrated else None,
     }
     name = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    held = sorted(runs.glob(f"*-{name}"))  # of a row of another name, or of another plan
+    held = sorted(runs.glob(f"*-{name}"))  # of a row of another name in another plan
     folder = held[0] if held else runs / f"{_slug(row.name)}-{name}"
     return Variant(row, cfg, policy, folder, source, tuple(notes or ()))
 

@@ -59,7 +59,7 @@ def draw_trade_off(series: Sequence[Series], *, cost: str, accuracy: str, title:
         title: Heading.
     """
     longest = max(len(each.name) for each in series)
-    width, labels = 7.4, min(0.6 + 0.075 * longest, 3.2)
+    width, labels = 7.4, min(0.4 + 0.064 * longest, 3.0)
     figure = new_figure(width, 4.6)
     panel = figure.add_axes((0.75 / width, 0.68 / 4.6, (width - 0.95 - labels) / width, 3.5 / 4.6))
     front = sorted(point.mean for each in series for point in each.points if point.on_front)

@@ -19,12 +19,12 @@ from smarttrim_mm.engine.compare_execution import FAILED, LEFT_OUT, Execution, T
 from smarttrim_mm.engine.compare_pictures import draw_all
 from smarttrim_mm.engine.compare_plan import DENSE, ComparePlan, plan_from, read_plan
 from smarttrim_mm.engine.compare_results import read_results
-from smarttrim_mm.engine.compare_runs import given_checkpoint, plan_runs
+from smarttrim_mm.engine.compare_runs import checkpoint_notes, plan_runs
 from smarttrim_mm.engine.compare_summary import Summary, summarise
 from smarttrim_mm.engine.compare_tables import notes_of, write_tables
 from smarttrim_mm.engine.compare_variants import differences, resolve
 from smarttrim_mm.engine.progress import clock
-from smarttrim_mm.engine.stages import StageError, shown_path
+from smarttrim_mm.engine.stages import Stage, StageError, shown_path
 
 ROOT = Path(__file__).resolve().parents[2]
 _WORK_DIR = "work_dirs/compare"
@@ -58,12 +58,11 @@ class Comparison:
         self.plan, self.root, self.tools, self.work_dir, self.command = plan, root, tools, work_dir, command
         self.results = work_dir / plan.name
         self.dense, self.variants = resolve(plan, root, work_dir / "runs", smoke)
-        if plan.dense_checkpoint is not None:
-            for seed in plan.seeds:
-                given_checkpoint(plan.dense_checkpoint, seed, root)
         self.runs = plan_runs(plan, self.dense, self.variants, root)
         self.chosen = [run for run in self.runs if run.variant.name in {DENSE, *names}]
         self.notes = notes_of(self.variants, differences(self.variants))
+        if plan.dense_checkpoint is not None:
+            self.notes += checkpoint_notes(plan.dense_checkpoint, plan.seeds, self.dense, root)
 
     def tasks(self) -> list[Task]:
         """Trainings, calibrations and tests; equal runs once."""
@@ -81,6 +80,11 @@ class Comparison:
         others = any(not run.variant.backbone_of_dense for run in done.values())  # which need the dense model's own time
         timed = [run for run in done.values() if not run.variant.same_as_dense or (others and run.variant.name == DENSE)]
         return [Task(run.title, run.folder, (run.clock_stage(self.plan),)) for run in timed]
+
+    def clocks_to_come(self) -> list[tuple[Path, Stage]]:
+        """The comparisons of clocks that were never made, whether their runs are tested yet or not."""
+        runs = {run.folder: run for run in self.chosen if not run.variant.same_as_dense and not run.clock.is_file()}
+        return [(folder, run.clock_stage(self.plan)) for folder, run in runs.items()]
 
     def write(self) -> list[Summary]:
         """Writes the tables from what is there, and returns what they hold."""
@@ -221,10 +225,11 @@ def _run(comparison: Comparison, args: argparse.Namespace) -> int:
     print(f"{comparison.plan.name}: {len(tasks)} runs, {len(pending)} of them to do ({len(todo)} stages)")
     for note in comparison.notes:
         print(f"note: {note}")
-    if todo:
-        estimate.complete(todo)
-        seconds = estimate.left(todo) or 0.0
-        print(f"estimated time: {_hours(seconds / args.jobs)} with {args.jobs} at a time ({estimate.basis})")
+    clocks = [] if args.no_benchmark else comparison.clocks_to_come()
+    if todo or clocks:
+        estimate.complete([*todo, *clocks])
+        seconds = (estimate.left(todo) or 0.0) / args.jobs + (estimate.left(clocks) or 0.0)
+        print(f"estimated time: {_hours(seconds)} with {args.jobs} at a time ({estimate.basis})")
     if args.dry_run:
         for folder, stages in pending.items():
             print(f"  {runs[folder].title}: {', '.join(stage.name for stage in stages)}")
@@ -237,9 +242,9 @@ def _run(comparison: Comparison, args: argparse.Namespace) -> int:
     execution.run(tasks, args.jobs, on_run)
     failures = dict(execution.failures)
     if not args.no_benchmark:
-        clocks = Execution(**where, left=estimate.left)
-        clocks.run(comparison.clock_tasks(), 1, on_run)
-        failures |= clocks.failures
+        alone = Execution(**where, left=estimate.left)
+        alone.run(comparison.clock_tasks(), 1, on_run)
+        failures |= alone.failures
     comparison.draw()
     failed = [failure for failure in failures.values() if failure.status in (FAILED, LEFT_OUT)]
     if failed:

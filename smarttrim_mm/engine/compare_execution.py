@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -47,11 +47,13 @@ class Failure:
     Attributes:
         status: ``'failed'``, ``'cannot reach'`` (its budget), or ``'left out'``, as what it needs failed.
         reason: In words.
-        command: That repeats the stage; empty if there is none.
+        stage: Name of the stage; empty if none was begun.
+        command: That repeats it; empty if there is none.
     """
 
     status: str
     reason: str
+    stage: str = ""
     command: str = ""
 
 
@@ -136,14 +138,13 @@ class Execution:
                 on_run(task)
             elif task.needs not in unfinished and len(running) < jobs:
                 waiting.remove(task)
+                (task.folder / FAILURE).unlink(missing_ok=True)
                 chain = self._chain(task, self.out if jobs == 1 else io.StringIO())
                 running[pool.submit(chain.run)] = task, chain
 
     def _finish(self, task: Task, chain: Chain, future: Future) -> None:
         error = future.exception()
         if error is None:
-            (task.folder / FAILURE).unlink(missing_ok=True)
-            self.failures.pop(task.folder, None)
             return
         if isinstance(error, StageEnded) or not isinstance(error, StageError | OSError | ValueError):
             raise error
@@ -156,7 +157,7 @@ class Execution:
             command = chain.command(stage)
         except StageError:
             command = ""
-        failure = Failure(UNREACHABLE, found[1], command) if found else Failure(FAILED, str(error), command)
+        failure = Failure(*((UNREACHABLE, found[1]) if found else (FAILED, str(error))), stage.name, command)
         self._note(task, failure)
 
     def _note(self, task: Task, failure: Failure) -> None:
@@ -197,6 +198,6 @@ def read_failure(folder: Path) -> Failure | None:
     """What is noted of a run that failed; None: it did not, or the note is damaged."""
     try:
         content = json.loads((folder / FAILURE).read_text(encoding="utf-8"))
-        return Failure(content["status"], content["reason"], content["command"])
+        return Failure(**{each.name: content[each.name] for each in fields(Failure)})
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None

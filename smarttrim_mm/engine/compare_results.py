@@ -138,7 +138,7 @@ def _read(plan: ComparePlan, run: Run, dense_run: Run, dense: Mapping[Any, float
     commands = [marker["command"] for marker in markers]
     failure = read_failure(run.folder)
     tested = any(marker["name"] == "test" and marker["status"] == "done" for marker in markers)
-    if failure is not None:
+    if failure is not None and failure.stage != "benchmark":
         return Result(run, name, failure.status, failure.reason, {"command": failure.command}, commands=commands)
     if not tested or not run.answers.is_file() or not run.compute.is_file():
         return Result(run, name, NOT_RUN, commands=commands)
@@ -158,7 +158,8 @@ def _read(plan: ComparePlan, run: Run, dense_run: Run, dense: Mapping[Any, float
     }
     clocks = read_clocks(run)
     numbers |= clock_numbers(plan, run, clocks, dense_run)
-    return Result(run, name, DONE, "", numbers, predictions, shares, clocks, commands)
+    reason = "" if failure is None else f"no clock: {failure.reason}"
+    return Result(run, name, DONE, reason, numbers, predictions, shares, clocks, commands)
 
 
 def _compute(run: Run, compute: Mapping[str, Any], spent: Mapping[Any, float], dense: Mapping[Any, float]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The runs of a comparison: one for each row, budget and seed, each a chain of stages in a folder of its own."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,6 +10,9 @@ from smarttrim_mm.engine.compare_plan import ComparePlan
 from smarttrim_mm.engine.compare_variants import Variant
 from smarttrim_mm.engine.stages import Stage, StageError, shown_path
 from smarttrim_mm.engine.tool_stages import Source, ToolStages, chosen_checkpoint
+from smarttrim_mm.utils.run_guard import RECORD, differing_settings
+
+_SHOWN = 6  # differing settings
 
 
 @dataclass(frozen=True)
@@ -181,6 +185,30 @@ def given_checkpoint(template: str, seed: int, root: Path) -> Path:
     if not path.is_file():
         raise StageError(f"dense_checkpoint is {template!r}, and {path} is neither a checkpoint nor the folder of a training")
     return path
+
+
+def checkpoint_notes(template: str, seeds: Sequence[int], dense: Variant, root: Path) -> list[str]:
+    """How the trainings of given dense checkpoints differ from the plan's dense config and seeds, as far as they tell.
+
+    Args:
+        template: The plan's ``dense_checkpoint``.
+        seeds: Those of the plan.
+        dense: The dense model's variant.
+        root: Folder that the path refers to.
+    """
+    notes = []
+    for seed in seeds:
+        folder = given_checkpoint(template, seed, root).parent
+        if not (folder / RECORD).is_file():
+            continue
+        held = json.loads((folder / RECORD).read_text(encoding="utf-8"))["settings"]
+        own = {**dense.training_settings(), "randomness.seed": seed}
+        tops = {name.partition(".")[0] for name in own}
+        held = {name: value for name, value in held.items() if name.partition(".")[0] in tops and name != "load_from"}
+        lines = differing_settings(own, held)[:_SHOWN]
+        if lines:
+            notes.append(f"the training in {shown_path(folder, root)} was not the plan's for seed {seed}: {'; '.join(lines)}.")
+    return notes
 
 
 def _same(path: Path) -> Path:

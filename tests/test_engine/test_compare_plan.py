@@ -1,6 +1,8 @@
 """Plans: what they may say, and that the shipped ones can be run."""
 
 import json
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from fake_comparison import CONFIGS, REPOSITORY
 
 from smarttrim_mm.engine.building import build_model
-from smarttrim_mm.engine.compare_plan import plan_from, read_plan
+from smarttrim_mm.engine.compare_plan import ComparePlan, RowPlan, plan_from, read_plan
 from smarttrim_mm.engine.compare_tables import notes_of
 from smarttrim_mm.engine.compare_variants import differences, resolve
 from smarttrim_mm.policies.random import Random
@@ -89,6 +91,13 @@ def test_what_does_not_fit_is_refused(changes, words):
 def test_rows_that_do_not_fit_are_refused(row, words):
     with pytest.raises(ValueError, match=words):
         plan_from({**PLAN, "rows": [row]})
+
+
+@pytest.mark.parametrize(("cls", "first"), [(ComparePlan, "setting of the plan"), (RowPlan, "setting of a row")])
+def test_the_documentation_names_every_setting(cls, first):
+    page = (REPOSITORY / "docs" / "compare.md").read_text()
+    table = page[page.index(f"| {first} |") :].partition("\n\n")[0]
+    assert {*re.findall(r"^\| `(\w+)`", table, re.MULTILINE)} | {"name"} == {field.name for field in fields(cls)}
 
 
 def test_a_plan_file_may_have_helper_variables(tmp_path):

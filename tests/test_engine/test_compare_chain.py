@@ -119,6 +119,18 @@ def test_a_failure_is_reported_and_the_others_go_on(fake, capsys):
     assert fake.results()["SmartTrim", 2.0, 0]["status"] == "done"
 
 
+def test_a_failed_benchmark_does_not_take_the_test_away(fake):
+    crash = fake.crash("benchmark", "smarttrim")
+    assert fake.run() == 1
+    result = fake.results()["SmartTrim", 2.0, 0]
+    assert (result["status"], result["accuracy"], result["clock_speedup"]) == ("done", 0.9, None)
+    assert result["reason"].startswith("no clock: stage 1/1 (benchmark")
+    assert fake.results()["random", 2.0, 0]["clock_speedup"] == 1.5
+    crash.unlink()
+    assert fake.run() == 0
+    assert (fake.results()["SmartTrim", 2.0, 0]["clock_speedup"], fake.results()["SmartTrim", 2.0, 0]["reason"]) == (1.5, "")
+
+
 def test_what_cannot_be_reached_is_told_apart_from_a_failure(fake):
     words = "smarttrim_mm.losses.budget.UnreachableSpeedup: speedup is 2.08, but trimming reaches at most 1.63"
     fake.crash("train", "smarttrim", f"Traceback\n{words}")
@@ -222,7 +234,7 @@ def test_a_dry_run_says_what_would_be_run_and_for_how_long(fake, capsys):
     printed = capsys.readouterr().out
     assert "plan: 3 runs, 3 of them to do (9 stages)" in printed
     assert "random at 2x, seed 0: calibrate_start, train, calibrate, test" in printed
-    # 1,700 + 2 x 450 iterations of 2 s each
+    # 1,700 + 2 x 450 iterations of 2 s each, and clocks
     assert "estimated time: 1.5 h with 1 at a time (from a probe" in printed
 
 
@@ -243,6 +255,10 @@ def test_a_given_dense_checkpoint_is_not_trained(fake):
     assert fake.run("--no-benchmark", "--dense-checkpoint", "trained-{seed}", "--seeds", "1") == 0
     assert fake.short_calls[:2] == ["test dense fixed seed-1", "train smarttrim budget-2x seed-1"]
     assert "load_from=trained-1/iter_9.pth" in fake.calls[1]
+    settings = {"train_cfg.max_iters": 5, "randomness.seed": 0, "helper": 1}
+    (folder / "run.json").write_text(json.dumps({"settings": settings}))
+    assert fake.run("--tables-only", "--dense-checkpoint", "trained-{seed}", "--seeds", "1") == 0
+    assert "the training in trained-1 was not the plan's for seed 1: " in fake.markdown()
     with pytest.raises(FileNotFoundError, match=r"dense_checkpoint is 'trained-{seed}', and .*trained-0 is neither"):
         fake.run("--dense-checkpoint", "trained-{seed}")
 

@@ -18,6 +18,7 @@ from mmengine.config import DictAction
 from smarttrim_mm.engine.building import build_loader, build_model, model_batches, read_config
 from smarttrim_mm.engine.progress import Progress
 from smarttrim_mm.inputs import VLMInputs
+from smarttrim_mm.losses.budget import UnreachableSpeedup
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM, is_right
 from smarttrim_mm.policies.base import Knob
 from smarttrim_mm.utils.checkpoint_io import check_out, load_checkpoint_file, write_atomically
@@ -100,8 +101,8 @@ def calibrate(
         What was found; its ratio is ``speedup`` or more.
 
     Raises:
-        ValueError: If the policy has no knob, the speed-up is below 1 or beyond what the knob reaches, a share is negative,
-            or there are no batches.
+        ValueError: If the policy has no knob, the speed-up is below 1, a share is negative, or there are no batches.
+        UnreachableSpeedup: If the speed-up is beyond what the knob reaches.
     """
     knob = check_request(model, speedup, margin, tolerance)
     passes: list[Measurement] = []
@@ -119,7 +120,7 @@ def calibrate(
         dear, cheap = before.knob, measured(knob.high)
         if cheap.speedup < speedup:
             _set_knob(model, knob, before.knob)
-            raise ValueError(_unreachable(speedup, knob, cheap))
+            raise UnreachableSpeedup(_unreachable(speedup, knob, cheap))
         aim = min(aim, cheap.speedup)
     seen = {cheap.knob: cheap}
 

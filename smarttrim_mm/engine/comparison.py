@@ -1,7 +1,7 @@
 """Do two models answer differently well? A paired comparison on the questions that both were asked."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -43,21 +43,45 @@ def compare(first: Iterable[Mapping[str, Any]], second: Iterable[Mapping[str, An
     Raises:
         ValueError: If the models were not asked the same questions, or no question is twice answered.
     """
-    right = [_right(predictions) for predictions in (first, second)]
-    if right[0].keys() != right[1].keys():
-        alone = sorted(right[0].keys() ^ right[1].keys())
-        raise ValueError(
-            f"{len(alone)} questions were asked of one model only, the first is question_id {alone[0][1]} of image "
-            f"{alone[0][0]}; test both on the same split"
-        )
-    if not right[0]:
+    return compare_seeds([(first, second)])
+
+
+def compare_seeds(pairs: Sequence[tuple[Iterable[Mapping[str, Any]], Iterable[Mapping[str, Any]]]]) -> Comparison:
+    """Compares two models that were trained with several seeds, seed by seed on the same questions.
+
+    A question's difference is the mean over the seeds, so that the standard error is that of drawing other questions, with
+    these seeds; how seeds differ is another matter.
+
+    Args:
+        pairs: For each seed, predictions of the first model and of the second, as for :func:`compare`.
+
+    Returns:
+        The comparison, first minus second.
+
+    Raises:
+        ValueError: If the models were not all asked the same questions, or there are none.
+    """
+    differences: dict[tuple[Any, Any], float] = defaultdict(float)
+    asked = None
+    for pair in pairs:
+        first, second = (_right(predictions) for predictions in pair)
+        for right in (first, second):
+            asked = right.keys() if asked is None else asked
+            if asked != right.keys():
+                alone = sorted(asked ^ right.keys())
+                raise ValueError(
+                    f"{len(alone)} questions were asked of one model only, the first is question_id {alone[0][1]} of image "
+                    f"{alone[0][0]}; test both on the same split"
+                )
+        for key, value in first.items():
+            differences[key] += (int(value) - int(second[key])) / len(pairs)
+    if not differences:
         raise ValueError("there are no predictions to compare; test both models first")
-    count = len(right[0])
-    differences = {key: int(value) - int(right[1][key]) for key, value in right[0].items()}
+    count = len(differences)
     mean = sum(differences.values()) / count
     residuals: dict[Any, float] = defaultdict(float)
-    for (image, _), value in differences.items():
-        residuals[image] += value - mean
+    for (image, _), difference in differences.items():
+        residuals[image] += difference - mean
     images = len(residuals)
     correction = images / (images - 1) if images > 1 else 1.0
     error = sqrt(correction * sum(value**2 for value in residuals.values())) / count

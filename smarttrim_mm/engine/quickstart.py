@@ -17,6 +17,7 @@ from mmengine.config import Config
 from smarttrim_mm.engine.report import Row, build_report
 from smarttrim_mm.engine.report_text import render, render_console
 from smarttrim_mm.engine.stages import Chain, Stage, StageError, shown_path
+from smarttrim_mm.engine.tool_stages import SMOKE_TEST, SMOKE_TRAIN, SMOKE_VAL, ToolStages, chosen_checkpoint
 from smarttrim_mm.engine.visualize import CURVES, PATCHES
 from smarttrim_mm.utils.checkpoint_io import write_atomically
 from smarttrim_mm.utils.run_guard import comparable_settings
@@ -27,12 +28,6 @@ SPEEDUP = 2.0  # dense over trimmed multiply-adds; the budgets of the configs ai
 BATCH_SIZES = (1, 32)
 LONGER = "dense-longer"  # the dense model, trained on as SmartTrim is fine-tuned
 BASELINES = ("local-only", "random")
-_SMOKE_TRAIN = (
-    "param_scheduler=None", "train_cfg.max_iters=4", "train_cfg.val_interval=4", "train_dataloader.batch_size=4",
-    "default_hooks.checkpoint.interval=2", "default_hooks.logger.interval=1", "val_dataloader.dataset.num_images=8",
-)  # fmt: skip
-_SMOKE_VAL = ("val_dataloader.dataset.num_images=8",)
-_SMOKE_TEST = ("test_dataloader.dataset.num_images=8",)
 
 
 @dataclass(frozen=True)
@@ -121,21 +116,6 @@ def title(name: str) -> str:
         "local-only": "SmartTrim, local scores only",
         "random": "random dropping",
     }[name]
-
-
-def chosen_checkpoint(work_dir: Path) -> Path:
-    """The checkpoint of a training: the best on held-out images if the config saved one, else the last.
-
-    Raises:
-        StageError: If there is none.
-    """
-    best = sorted(work_dir.glob("best_*.pth"), key=lambda path: path.stat().st_mtime)
-    if best:
-        return best[-1]
-    pointer = work_dir / "last_checkpoint"
-    if not pointer.is_file():
-        raise StageError(f"{work_dir} holds no checkpoint; remove the folder to train again")
-    return work_dir / Path(pointer.read_text(encoding="utf-8").strip()).name
 
 
 def read_report(plan: Plan, markers: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -230,67 +210,54 @@ def main(argv: Sequence[str] | None = None, tools: Path = ROOT / "tools", root: 
 
 
 def _train(plan: Plan, name: str, what: str, start: Callable[[], Path] | None) -> Stage:
-    options = [f"randomness.seed={plan.seed}", *plan.policy_options(name), *(_SMOKE_TRAIN if plan.smoke else ())]
-    work_dir = plan.work_dir(name)
-
-    def arguments() -> list[str]:
-        loaded = [] if start is None else [f"load_from={plan.shown(start())}"]
-        return [plan.shown(plan.config(name)), "--work-dir", plan.shown(work_dir), "--cfg-options", *options, *loaded]
-
-    return Stage(
-        name=f"train_{name}",
-        title=what,
-        tool="train.py",
-        arguments=arguments,
+    options = [f"randomness.seed={plan.seed}", *plan.policy_options(name), *(SMOKE_TRAIN if plan.smoke else ())]
+    return _stages(plan, name).train(
+        f"train_{name}",
+        what,
+        work_dir=plan.work_dir(name),
         settings=comparable_settings(_read(plan.config(name))),
-        inputs=lambda: [] if start is None else [start()],
-        outputs=(work_dir / "last_checkpoint",),
-        training=work_dir,
+        options=lambda: options,
+        start=start,
     )
 
 
 def _calibrate(plan: Plan, name: str, new: str, what: str, source: Callable[[], Path]) -> Stage:
-    out = plan.calibrated(new)
-    options = [*plan.policy_options(name), *(_SMOKE_VAL if plan.smoke else ())]
-
-    def arguments() -> list[str]:
-        return [
-            plan.shown(plan.config(name)), plan.shown(source()), "--speedup", f"{plan.speedup:g}", "--margin", f"{MARGIN:g}",
-            "--out", plan.shown(out),
-            "--work-dir", plan.shown(out.with_suffix("")), *(["--cfg-options", *options] if options else []),
-        ]  # fmt: skip
-
-    files = (out, out.with_suffix("") / "calibration.json")
-    return _stage(plan, name, f"calibrate_{new}", what, "calibrate.py", arguments, lambda: [source()], files)
+    return _stages(plan, name).calibrate(
+        f"calibrate_{new}",
+        what,
+        source=source,
+        out=plan.calibrated(new),
+        speedup=plan.speedup,
+        margin=MARGIN,
+        settings=_settings(plan, name),
+        options=[*plan.policy_options(name), *(SMOKE_VAL if plan.smoke else ())],
+    )
 
 
 def _test(plan: Plan, config: str, name: str, what: str, source: Callable[[], Path]) -> Stage:
-    folder = plan.tested(name)
-    options = [*plan.policy_options(config), *(_SMOKE_TEST if plan.smoke else ())]
-
-    def arguments() -> list[str]:
-        return [
-            plan.shown(plan.config(config)), plan.shown(source()), "--work-dir", plan.shown(folder),
-            "--out", plan.shown(folder / "answers.json"), "--speedup-report", plan.shown(folder / "compute.json"),
-            *(["--cfg-options", *options] if options else []),
-        ]  # fmt: skip
-
-    files = (folder / "answers.json", folder / "compute.json")
-    return _stage(plan, config, f"test_{name}", f"test {what}", "test.py", arguments, lambda: [source()], files)
+    return _stages(plan, config).test(
+        f"test_{name}",
+        f"test {what}",
+        source=source,
+        folder=plan.tested(name),
+        settings=_settings(plan, config),
+        options=[*plan.policy_options(config), *(SMOKE_TEST if plan.smoke else ())],
+    )
 
 
 def _benchmark(plan: Plan) -> Stage:
-    source = plan.calibrated("smarttrim")
-
-    def arguments() -> list[str]:
-        return [
-            plan.shown(plan.config("smarttrim")), plan.shown(source), "--batch-sizes", *map(str, BATCH_SIZES),
-            "--threads", *map(str, _thread_counts()), "--seed", str(plan.seed), "--out", plan.shown(plan.benchmark),
-            *(["--rounds", "2", "--cfg-options", *_SMOKE_TEST] if plan.smoke else []),
-        ]  # fmt: skip
-
-    what = "compare the clocks of the dense and the trimmed model"
-    return _stage(plan, "smarttrim", "benchmark", what, "benchmark.py", arguments, lambda: [source], (plan.benchmark,))
+    return _stages(plan, "smarttrim").benchmark(
+        "benchmark",
+        "compare the clocks of the dense and the trimmed model",
+        source=partial(plan.calibrated, "smarttrim"),
+        out=plan.benchmark,
+        batch_sizes=BATCH_SIZES,
+        threads=_thread_counts(),
+        seed=plan.seed,
+        settings=_settings(plan, "smarttrim"),
+        rounds=2 if plan.smoke else None,
+        options=SMOKE_TEST if plan.smoke else (),
+    )
 
 
 def _thread_counts() -> list[int]:
@@ -307,25 +274,20 @@ def _visualize(plan: Plan) -> Stage:
         return [
             plan.shown(plan.config("smarttrim")), plan.shown(source), "--out", plan.shown(plan.pictures), "--curves",
             *(f"{what}={plan.shown(plan.work_dir(name))}" for what, name in runs.items()),
-            *(["--num", "2", "--cfg-options", *_SMOKE_TEST] if plan.smoke else []),
+            *(["--num", "2", "--cfg-options", *SMOKE_TEST] if plan.smoke else []),
         ]  # fmt: skip
 
     files = (plan.pictures / PATCHES, plan.pictures / CURVES)
-    return _stage(plan, "smarttrim", "pictures", "draw the pictures", "visualize.py", arguments, lambda: [source], files)
+    settings = _settings(plan, "smarttrim")
+    return Stage("pictures", "draw the pictures", "visualize.py", arguments, settings, lambda: [source], files)
 
 
-def _stage(
-    plan: Plan,
-    config: str,
-    name: str,
-    what: str,
-    tool: str,
-    arguments: Callable[[], Sequence[str]],
-    inputs: Callable[[], Sequence[Path]],
-    outputs: tuple[Path, ...],
-) -> Stage:
-    settings = json.loads(json.dumps(_read(plan.config(config)).to_dict(), default=str))
-    return Stage(name, what, tool, arguments, settings, inputs, outputs)
+def _stages(plan: Plan, config: str) -> ToolStages:
+    return ToolStages(plan.config(config), plan.root)
+
+
+def _settings(plan: Plan, config: str) -> dict[str, Any]:
+    return json.loads(json.dumps(_read(plan.config(config)).to_dict(), default=str))
 
 
 def _read(path: Path) -> Config:

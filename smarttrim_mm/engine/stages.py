@@ -34,6 +34,10 @@ class StageError(RuntimeError):
     """A stage failed, or may not be run."""
 
 
+class StageEnded(RuntimeError):
+    """A stage was ended from outside; it can be gone on with."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One command of the chain.
@@ -69,10 +73,21 @@ class Chain:
         root: Folder that the commands run in, and that their paths refer to.
         rerun: The command that goes on after a failure, for its message.
         out: Console.
+        environment: Variables that the commands see beside those of this process.
+        on_done: Told of each stage that this call has finished, with its marker.
     """
 
     def __init__(
-        self, stages: Sequence[Stage], *, folder: Path, tools: Path, root: Path, rerun: str, out: TextIO | None = None
+        self,
+        stages: Sequence[Stage],
+        *,
+        folder: Path,
+        tools: Path,
+        root: Path,
+        rerun: str,
+        out: TextIO | None = None,
+        environment: Mapping[str, str] | None = None,
+        on_done: Callable[[Stage, dict[str, Any]], None] = lambda *_: None,
     ) -> None:
         self.stages = tuple(stages)
         self.folder = folder
@@ -80,6 +95,10 @@ class Chain:
         self.root = root
         self.rerun = rerun
         self.out = out or sys.stdout
+        self.environment = dict(environment or {})
+        self.on_done = on_done
+        self._process: subprocess.Popen | None = None
+        self._ended = False
 
     def run(self) -> list[dict[str, Any]]:
         """Runs what is not finished.
@@ -94,15 +113,51 @@ class Chain:
         markers = []
         for number, stage in enumerate(self.stages, start=1):
             heading = f"[stage {number}/{len(self.stages)}, {clock(time.monotonic() - begin)} elapsed] {stage.title}"
-            marker = self._marker(stage)
+            marker = self.marker(stage)
             print_ = fingerprint(stage, self._command(stage))
-            if marker.get("status") == "done" and marker["fingerprint"] == print_ and _exist(stage.outputs):
+            if _is_done(stage, marker, print_):
                 self._say(f"{heading}: done before ({clock(marker['seconds'])})")
             else:
                 self._say(heading)
                 marker = self._run_stage(stage, marker, print_)
+                self.on_done(stage, marker)
             markers.append(marker)
         return markers
+
+    def pending(self) -> tuple[Stage, ...]:
+        """The stages that :meth:`run` would run: from the first that is not finished on, as the others build on it."""
+        for number, stage in enumerate(self.stages):
+            try:
+                print_ = fingerprint(stage, self._command(stage))
+            except (StageError, FileNotFoundError):  # what it starts from is not there yet
+                return self.stages[number:]
+            if not _is_done(stage, self.marker(stage), print_):
+                return self.stages[number:]
+        return ()
+
+    def end(self) -> None:
+        """Ends the running tool, from another thread; :meth:`run` then raises :class:`StageEnded`."""
+        self._ended = True
+        process = self._process
+        if process is not None and process.poll() is None:
+            process.terminate()
+
+    def marker(self, stage: Stage) -> dict[str, Any]:
+        """What is noted of a stage; nothing, if it was never begun, or what was noted is damaged."""
+        path = self._marker_path(stage)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):  # a damaged marker is as good as none
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def log(self, stage: Stage) -> Path:
+        """Where a stage's output goes."""
+        return self.folder / "logs" / f"{stage.name}.log"
+
+    def command(self, stage: Stage) -> str:
+        """The command of a stage, to be typed."""
+        return shlex.join(["python", *self._command(stage)])
 
     def _run_stage(self, stage: Stage, before: dict[str, Any], print_: str) -> dict[str, Any]:
         command = self._command(stage)
@@ -114,7 +169,7 @@ class Chain:
         marker: dict[str, Any] = {
             "name": stage.name,
             "title": stage.title,
-            "command": shlex.join(["python", *command]),
+            "command": self.command(stage),
             "fingerprint": print_,
             "status": "started",
             "seconds": earlier,
@@ -127,6 +182,8 @@ class Chain:
         finally:
             marker["seconds"] = earlier + time.monotonic() - began
             self._save(stage, marker)
+        if self._ended:
+            raise StageEnded(f"{stage.name} was ended")
         if code != 0:
             raise StageError(self._failure(stage, f"exit code {code}"))
         missing = [str(path) for path in stage.outputs if not path.exists()]
@@ -140,11 +197,13 @@ class Chain:
         return [shown_path(self.tools / stage.tool, self.root), *stage.arguments()]
 
     def _execute(self, stage: Stage, command: Sequence[str]) -> int:
-        log = self._log(stage)
+        if self._ended:
+            raise StageEnded(f"ended before {stage.name}")
+        log = self.log(stage)
         log.parent.mkdir(parents=True, exist_ok=True)
         paths = [str(self.root), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(paths)}
-        process = subprocess.Popen(
+        environment = {**os.environ, **self.environment, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(paths)}
+        self._process = process = subprocess.Popen(
             [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=self.root, env=environment
         )
         assert process.stdout is not None
@@ -170,40 +229,29 @@ class Chain:
         elif lines:
             why = f"settings differ: {'; '.join(lines)}"
         else:
-            own = shlex.join(["python", *self._command(stage)])
-            why = "its inputs differ" if before.get("command") == own else f"its command was {before.get('command')}"
+            same = before.get("command") == self.command(stage)
+            why = "its inputs differ" if same else f"its command was {before.get('command')}"
         return (
             f"{stage.training} holds another run of stage {stage.name!r} ({why}). Nothing was changed. Give another "
             "--work-dir, or remove that folder to train it again"
         )
 
     def _failure(self, stage: Stage, reason: str) -> str:
-        text = self._log(stage).read_text(encoding="utf-8", errors="replace") if self._log(stage).is_file() else ""
+        text = self.log(stage).read_text(encoding="utf-8", errors="replace") if self.log(stage).is_file() else ""
         tail = "\n".join(f"  | {line.rsplit(chr(13), 1)[-1]}" for line in text.splitlines()[-_TAIL:])
         number = self.stages.index(stage) + 1
         return (
             f"stage {number}/{len(self.stages)} ({stage.name}: {stage.title}) failed: {reason}. The end of "
-            f"{shown_path(self._log(stage), self.root)}:\n{tail}\n"
-            f"This stage alone: {shlex.join(['python', *self._command(stage)])}\n"
+            f"{shown_path(self.log(stage), self.root)}:\n{tail}\n"
+            f"This stage alone: {self.command(stage)}\n"
             f"To go on from here, finished stages being kept: {self.rerun}"
         )
-
-    def _marker(self, stage: Stage) -> dict[str, Any]:
-        path = self._marker_path(stage)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):  # a damaged marker is as good as none
-            return {}
-        return content if isinstance(content, dict) else {}
 
     def _save(self, stage: Stage, marker: dict[str, Any]) -> None:
         write_atomically(self._marker_path(stage), (json.dumps(marker, indent=1) + "\n").encode())
 
     def _marker_path(self, stage: Stage) -> Path:
         return self.folder / "stages" / f"{stage.name}.json"
-
-    def _log(self, stage: Stage) -> Path:
-        return self.folder / "logs" / f"{stage.name}.log"
 
     def _say(self, text: str) -> None:
         print(text, file=self.out, flush=True)
@@ -228,8 +276,9 @@ def shown_path(path: Path, root: Path) -> str:
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
-def _exist(paths: Sequence[Path]) -> bool:
-    return all(path.exists() for path in paths)
+def _is_done(stage: Stage, marker: Mapping[str, Any], print_: str) -> bool:
+    done = marker.get("status") == "done" and marker.get("fingerprint") == print_
+    return done and all(path.exists() for path in stage.outputs)
 
 
 class _Everything:

@@ -9,6 +9,10 @@ from smarttrim_mm.layers.record import TrimRecord
 from smarttrim_mm.registry import MODELS
 
 
+class UnreachableSpeedup(ValueError):
+    """A speed-up that no setting of the policy reaches on this model."""
+
+
 class BudgetLoss(nn.Module):
     """Base: holds how far the curriculum has come.
 
@@ -47,7 +51,8 @@ class ComputeBudget(BudgetLoss):
         weight: lambda_cost.
 
     Raises:
-        ValueError: If ``speedup`` is below 1; at the first batch, if trimming cannot reach it.
+        ValueError: If ``speedup`` is below 1.
+        UnreachableSpeedup: At the first batch, if trimming cannot reach it.
     """
 
     def __init__(self, *, speedup: float, weight: float = 20.0) -> None:
@@ -105,11 +110,11 @@ def check_reachable(record: TrimRecord, speedup: float) -> None:
     """Checks that a speed-up is within what the policy can cut.
 
     Raises:
-        ValueError: If it is not; the message gives the reachable maximum for this model and batch.
+        UnreachableSpeedup: If it is not; the message gives the reachable maximum for this model and batch.
     """
     most = float((record.dense_multiply_adds().mean() / record.least_multiply_adds().mean()).detach())
     if speedup > most:
-        raise ValueError(
+        raise UnreachableSpeedup(
             f"speedup is {speedup}, but with this model and policy trimming reaches at most {most:.2f} (only protected tokens "
             "and no trimmed head left, the trimmers counted). Lower the target, or let the policy trim more layers and streams."
         )

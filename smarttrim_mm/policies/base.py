@@ -46,13 +46,15 @@ class Policy(nn.Module):
         steps: The layers of the backbone, in order of execution: their streams, widths, attentions and heads.
 
     Attributes:
-        knob: See :class:`Knob`; None: the policy's compute is fixed.
+        knob: The knob's name and range; None: the policy's compute is fixed.
+        counts_fixed: Whether the knob alone says how many tokens stay, whatever the weights are. Such a policy is calibrated
+            before it is trained too, so that it trains at its budget.
         searches: Whether it looks for what to slice off the backbone, so that a sliced one has no use for it.
     """
 
     searches = False
     knob: Knob | None = None
-    counts_fixed: ClassVar[bool] = False  # whether the knob alone says how much is kept, whatever was learned
+    counts_fixed: ClassVar[bool] = False
     knob_value: Tensor
 
     def __init__(self, *, steps: Sequence[LayerStep]) -> None:

@@ -34,6 +34,7 @@ class Random(Policy):
     """
 
     knob = Knob("drop ratio per layer", 0.0, 0.999)
+    counts_fixed = True
 
     def __init__(
         self,

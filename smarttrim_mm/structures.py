@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from smarttrim_mm.attention.base import Sequences
+from smarttrim_mm.ops.attention import key_bias
 from smarttrim_mm.ops.host import to_host
 from smarttrim_mm.ops.row_filling import take_rows
 
@@ -71,6 +73,11 @@ class PaddedLayout:
         """Tokens per instance that layers are run on, dropped ones and padding included, fp32 [B]."""
         return torch.full_like(self.ids, self.gate.shape[1], dtype=torch.float32)
 
+    @cached_property
+    def key_bias(self) -> Tensor | None:
+        """What attention adds to the scores of the tokens as keys, [B, 1, 1, N]; None: nothing, as all of them are kept."""
+        return None if self.whole else key_bias(self.gate)
+
     def kept_grid(self) -> Tensor:
         """True at the kept original positions, bool [B, N]."""
         return self.gate > 0
@@ -101,7 +108,7 @@ class PaddedLayout:
     def select(self, x: Tensor, keep: Tensor) -> tuple[Tensor, PaddedLayout]:
         """Closes the gate of what is not kept; what was dropped before stays dropped."""
         # a protected token takes the constant 1: no gradient reaches a decision that has no effect
-        keep = keep.to(self.gate.dtype).masked_fill(self.protected, 1.0)
+        keep = keep | self.protected if keep.dtype is torch.bool else keep.to(self.gate.dtype).masked_fill(self.protected, 1.0)
         return x, replace(self, gate=self.gate * keep, whole=False)
 
     def split(self, x: Tensor, count: int) -> tuple[tuple[Tensor, PaddedLayout], tuple[Tensor, PaddedLayout]]:
@@ -155,9 +162,9 @@ class PackedLayout:
     @property
     def rows(self) -> int:
         """Length of the first axis of the tokens."""
-        return len(self.instance)
+        return self.instance.shape[0]
 
-    @property
+    @cached_property
     def sequences(self) -> Sequences:
         """As attention takes them."""
         return Sequences(self.lengths, self.cu_seqlens)
@@ -218,7 +225,7 @@ class PackedLayout:
         Returns:
             True at tokens that are kept or protected, bool [S], and where each instance will begin, and the end, int32 [B + 1].
         """
-        marks = (keep > 0) | self.protected
+        marks = (keep if keep.dtype is torch.bool else keep > 0) | self.protected
         return marks, pad(marks.cumsum(0, dtype=torch.int32), (1, 0)).index_select(0, self.cu_seqlens)
 
     def take(self, x: Tensor, marks: Tensor, cu_seqlens: Tensor, ends: Sequence[int]) -> tuple[Tensor, PackedLayout]:
@@ -230,7 +237,7 @@ class PackedLayout:
             cu_seqlens: And second.
             ends: The same on the host.
         """
-        if ends[-1] == len(marks):
+        if ends[-1] == marks.shape[0]:
             return x, self
         rows = torch.nonzero_static(marks, size=ends[-1]).squeeze(1)
         lengths = tuple(end - begin for begin, end in pairwise(ends))
@@ -355,8 +362,7 @@ class TokenStream:
         valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if valid is None else valid
         protected = torch.zeros_like(valid) if special is None else special & valid
         if guide_index is not None:
-            protected = protected.clone()
-            protected[:, guide_index] = True
+            protected.select(1, guide_index).fill_(True)  # a new tensor: it is either zeros or a product
         return cls(x, PaddedLayout(valid, valid.to(torch.float32), protected, ids, guide_index, whole))
 
     def pack(self) -> TokenStream:
@@ -365,28 +371,29 @@ class TokenStream:
         if isinstance(layout, PackedLayout):
             return self
         batch, size = layout.gate.shape
+        x, source, protected = self.x.flatten(0, 1), layout.positions().expand(batch, -1).flatten(), layout.protected.flatten()
         if layout.whole:
-            ends = [size * i for i in range(batch + 1)]
-            flat = torch.arange(batch * size, device=self.x.device)
-            cu_seqlens = torch.arange(0, batch * size + 1, size, device=self.x.device)
+            lengths, cu_seqlens, instance = _alike(batch, size, x.device)
         else:
             kept = layout.gate > 0
-            cu_seqlens = pad(kept.sum(1).cumsum(0), (1, 0))
+            cu_seqlens = pad(kept.sum(1).cumsum(0, dtype=torch.int32), (1, 0))
             (ends,) = to_host([cu_seqlens])
+            lengths = tuple(end - begin for begin, end in pairwise(ends))
             flat = torch.nonzero_static(kept.flatten(), size=ends[-1]).squeeze(1)
+            instance = flat // size
+            x, source, protected = (each.index_select(0, flat) for each in (x, source, protected))
         packed = PackedLayout(
-            lengths=tuple(end - begin for begin, end in pairwise(ends)),
-            cu_seqlens=cu_seqlens.to(torch.int32),
-            instance=flat // size,
-            source=layout.positions().expand(layout.gate.shape).flatten().index_select(0, flat),
-            protected=layout.protected.flatten().index_select(0, flat),
+            lengths=lengths,
+            cu_seqlens=cu_seqlens,
+            instance=instance,
+            source=source,
+            protected=protected,
             ids=layout.ids,
             size=layout.size,
             real=layout.full(),
             guide_index=layout.guide_index,
         )
-        x = self.x.flatten(0, 1)
-        return TokenStream(x if layout.whole else x.index_select(0, flat), packed)
+        return TokenStream(x, packed)
 
     def pad(self) -> tuple[Tensor, Tensor]:
         """The kept tokens as a host's decoder or head expects them.
@@ -410,7 +417,7 @@ class TokenStream:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> TokenStream:
         """Applies a token-wise function."""
-        return replace(self, x=function(self.x))
+        return TokenStream(function(self.x), self.layout)
 
     def select(self, keep: Tensor) -> TokenStream:
         """Drops what is not kept (bool, or float in {0, 1}); protected tokens stay, dropped ones stay dropped."""
@@ -433,6 +440,14 @@ class TokenStream:
             ids: Identities of the result's instances, long [B].
         """
         return TokenStream(*self.layout.expand(self.x, index, ids))
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)  # what is kept must serve passes with gradients too
+def _alike(batch: int, size: int, device: torch.device) -> tuple[tuple[int, ...], Tensor, Tensor]:
+    """How instances of one size lie end to end: ``lengths``, ``cu_seqlens`` and ``instance`` of a :class:`PackedLayout`."""
+    begins = torch.arange(0, batch * size + 1, size, dtype=torch.int32, device=device)
+    return (size,) * batch, begins, torch.arange(batch, device=device).repeat_interleave(size)
 
 
 Streams = Mapping[str, TokenStream]

@@ -88,7 +88,7 @@ class Execution:
             else:
                 after, record = run_layer(step, _take(current, step), *how)
             current |= after
-            self.record.entries.append(replace(record, rows=rows))
+            self.record.entries.append(record if rows is None else replace(record, rows=rows))
         return current
 
     def read_ahead(

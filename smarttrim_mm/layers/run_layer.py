@@ -82,10 +82,11 @@ def run_layer(
     if any(layer.owner.training for layer in step.layers.values()):
         token_wise = _EAGER
     elif packed:
-        filled = {name: replace(stream, x=fill_rows(stream.x)) for name, stream in cut.items()}
+        filled = {name: TokenStream(fill_rows(stream.x), stream.layout) for name, stream in cut.items()}
     for name, layer in step.layers.items():
         x, work = _run_stream(name, layer, filled, heads, attention, token_wise)
-        outputs[name] = replace(cut[name], x=x[: cut[name].layout.rows])
+        layout = cut[name].layout
+        outputs[name] = TokenStream(x if x.shape[0] == layout.rows else x[: layout.rows], layout)
         executed += work
     record = StepRecord(
         step=step,
@@ -225,7 +226,7 @@ def _attend_padded(
     view: AttentionView, x: Tensor, memory: Tensor, layout: PaddedLayout, gate: Tensor | None, training: bool
 ) -> tuple[Tensor, int]:
     q, k, v = (split_heads(t, view.heads).transpose(1, 2) for t in project(view, x, memory))
-    y = padded_attention(q, k, v, layout.gate, view.attention_dropout if training else 0.0, layout.whole)
+    y = padded_attention(q, k, v, layout.gate, view.attention_dropout if training else 0.0, layout.key_bias)
     if gate is not None:
         y = y * gate.to(y.dtype)[:, :, None, None]
     executed = 2 * q.numel() * k.shape[2] + projection_work(view, x, memory, view.heads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -172,6 +173,10 @@ class LayerView:
 
     def sublayers(self) -> list[Sublayer]:
         """The attentions of each sub-layer, and how they are joined if there are several."""
+        return self._sublayers
+
+    @cached_property
+    def _sublayers(self) -> list[Sublayer]:
         groups: list[Sublayer] = []
         for view in self.attentions:
             join = next((join for join in self.joins if view.name in join.names), None)

@@ -40,7 +40,7 @@ class Trimming:
     text_first: bool = False
     checkpoint_layers: bool = False
     attention: str | Mapping[str, Any] = "auto"
-    packed_from: int = 1
+    packed_from: int | str = "auto"
     compile: bool | Mapping[str, Any] = False
     schedules: list[Mapping[str, Any]] = field(default_factory=list)
     epochs: float | None = None

@@ -6,7 +6,7 @@ padded streams (training: decisions are gates) and packed ones (inference: what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -56,6 +56,7 @@ def run_layer(
     guides: Mapping[str, Tensor] | None = None,
     attention: ChosenAttention = _AUTO,
     token_wise: TokenWise = _EAGER,
+    pays: Callable[[LayerStep, Streams], bool] | None = None,
 ) -> tuple[dict[str, TokenStream], StepRecord]:
     """Decides on, cuts and runs one step.
 
@@ -66,6 +67,7 @@ def run_layer(
         guides: Guide tokens [B, D] of streams outside the step (``step.guides``).
         attention: Computes the attention of packed streams.
         token_wise: Computes what is done to each token alone; in training, where dropout acts, that is done as it is.
+        pays: Asked once padded streams are cut whether they shall be packed; None: they stay as they are.
 
     Returns:
         The streams after the step, and the record of what was kept and executed. Streams without a layer in this step
@@ -75,6 +77,11 @@ def run_layer(
     before = {name: stream.layout for name, stream in streams.items()}
     packed = all(isinstance(layout, PackedLayout) for layout in before.values())
     cut, heads = _apply(decision, streams) if packed else _gate(decision, streams)
+    if pays is not None and not packed and pays(step, cut):
+        packed, cut = True, {name: stream.pack() for name, stream in cut.items()}
+        rows = to_host([gate > 0 for gate in decision.heads.values()])
+        plans = zip(decision.heads.items(), rows, strict=True)
+        heads = {name: _Heads(gate, HeadPlan.of(gate, on)) for (name, gate), on in plans}
     del streams  # what was dropped need not wait in memory while the layer runs
     executed = 0
     outputs = dict(cut)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from mmengine.model import BaseModel
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from smarttrim_mm.attention.base import ChosenAttention
+from smarttrim_mm.attention.base import AUTO, ChosenAttention
 from smarttrim_mm.inputs import BoxTargets, Targets, TextTargets, VLMInputs
 from smarttrim_mm.layers.execution import Execution, Kind
 from smarttrim_mm.layers.record import TrimRecord
@@ -48,7 +48,8 @@ class TrimmedVLM(BaseModel):
             or its ``mode``, ``options`` or ``backend``, as a dict. Training never does.
         packed_from: Image-text pairs of a batch from which on inference is packed. Fewer run in dense shapes with the same
             decisions: where there is little to leave out, packing costs more than it saves
-            (``tools/benchmark.py --crossover`` measures where).
+            (``tools/benchmark.py --crossover`` measures where). ``'auto'``: on a CPU each batch begins in dense shapes and is
+            packed from the layer on from which that pays, where layers are large at once; elsewhere every batch is packed.
         data_preprocessor: Collated batches to model inputs.
         init_cfg: mmengine's initialisation.
     """
@@ -64,7 +65,7 @@ class TrimmedVLM(BaseModel):
         checkpoint_layers: bool = False,
         attention: str | Mapping[str, Any] = "auto",
         compile: bool | Mapping[str, Any] = False,
-        packed_from: int = 1,
+        packed_from: int | Literal["auto"] = "auto",
         data_preprocessor: Mapping[str, Any] | nn.Module | None = None,
         init_cfg: Any = None,
     ) -> None:
@@ -83,9 +84,9 @@ class TrimmedVLM(BaseModel):
                 f"compile is {compile!r}; expected True, False, or a dict of settings such as dict(mode='default')"
             )
         self.token_wise = TokenWise() if compile is False else CompiledTokenWise(**({} if compile is True else compile))
-        if packed_from < 1:
-            raise ValueError(f"packed_from is {packed_from}; expected a number of pairs, 1 packs every batch")
-        self.packed_from = packed_from
+        if packed_from != AUTO and not (isinstance(packed_from, int) and packed_from >= 1):
+            raise ValueError(f"packed_from is {packed_from!r}; expected 'auto' or a number of pairs, 1 packs every batch")
+        self.packed_from: int | Literal["auto"] = packed_from
         self._frozen: list[nn.Module] = []  # a list, so that the frozen teacher is neither saved nor trained
         self._register_load_state_dict_pre_hook(self._check_state_dict)
 
@@ -148,7 +149,8 @@ class TrimmedVLM(BaseModel):
     def predict(self, inputs: VLMInputs, data_samples: list[DataSample]) -> list[DataSample]:
         """Answers every question; fills in ``trim`` of each data sample, and ``pred_scores`` or what the backbone predicts.
 
-        ``trim`` is the record's summary, and ``packed``: 1 where what was dropped was left out, 0 where it ran in dense shapes.
+        ``trim`` is the record's summary, and ``packed``: 1 where what was dropped was left out, from some layer on at least, 0
+        where all ran in dense shapes.
 
         A backbone with ``predict(inputs, execution, data_samples)`` fills in something else itself.
 
@@ -180,7 +182,7 @@ class TrimmedVLM(BaseModel):
 
         Args:
             inputs: The batch.
-            kind: ``'packed'`` or ``'masked'``; None: that of inference.
+            kind: ``'packed'``, ``'masked'`` or ``'adaptive'``; None: that of inference.
             policy: Decides instead of the model's own.
         """
         return self._run(inputs, policy or self.policy, kind)
@@ -210,7 +212,7 @@ class TrimmedVLM(BaseModel):
 
         Args:
             inputs: The batch.
-            kind: ``'packed'`` or ``'masked'``; None: that of inference.
+            kind: ``'packed'``, ``'masked'`` or ``'adaptive'``; None: that of inference.
             policy: Decides instead of the model's own.
         """
         return Execution(
@@ -224,7 +226,9 @@ class TrimmedVLM(BaseModel):
         )
 
     def inference_kind(self, inputs: VLMInputs) -> Kind:
-        """How a batch is run at inference: packed, or in dense shapes below ``packed_from``."""
+        """How a batch is run at inference: packed, or in dense shapes below ``packed_from``, or as pays."""
+        if self.packed_from == AUTO:
+            return "adaptive" if inputs.sample_ids.device.type == "cpu" else "packed"
         return "packed" if len(inputs.sample_ids) >= self.packed_from else "masked"
 
     def _run(self, inputs: VLMInputs, policy: Policy, kind: Kind | None) -> tuple[Any, TrimRecord]:

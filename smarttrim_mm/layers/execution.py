@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from smarttrim_mm.attention.base import ChosenAttention
-from smarttrim_mm.layers.record import AheadRecord, LinearRecord, StepRecord, TrimRecord, decoder_multiply_adds
 from smarttrim_mm.layers.path_choice import is_large, packing_pays
+from smarttrim_mm.layers.record import AheadRecord, LinearRecord, StepRecord, TrimRecord, decoder_multiply_adds
 from smarttrim_mm.layers.run_layer import run_layer
 from smarttrim_mm.layers.token_wise import TokenWise
 from smarttrim_mm.layers.views import LayerStep, LayerView
@@ -82,7 +82,7 @@ class Execution:
         """
         if self.kind == "adaptive" and steps and is_large(steps[0], streams):
             self._pack_from_now_on()
-        current = {name: self.start(stream) for name, stream in streams.items()}
+        current = {name: stream.pack() if self.kind == "packed" else stream for name, stream in streams.items()}
         del streams
         for step in steps:
             record: StepRecord

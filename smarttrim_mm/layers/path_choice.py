@@ -6,8 +6,8 @@ from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.ops.host import to_host
 from smarttrim_mm.structures import PaddedLayout, Streams
 
-# Rules of thumb from the profile of a METER of 1.1 M parameters on one core of an AMD EPYC: what packing adds to a layer takes as
-# long as so many multiply-adds, and the call of an attention for each instance as so many more.
+# Rules of thumb from the profile of a METER of 1.1 M parameters on one core of an AMD EPYC: what packing adds to a layer takes
+# as long as so many multiply-adds, and the call of an attention for each instance as so many more.
 _PER_LAYER = 2**20
 _PER_CALL = 2**19
 _SURE = 24  # times the cost: from there on a twenty-fourth of the tokens pays
@@ -23,8 +23,8 @@ def is_large(step: LayerStep, streams: Streams) -> bool:
 def packing_pays(step: LayerStep, streams: Streams) -> bool:
     """Whether a CPU is faster through a step on the kept tokens alone than on all of them behind masks.
 
-    That is where the tokens that are gone save more multiply-adds than packing is worth. Later steps are taken to be like this one:
-    there are as many times more to save as to pay. The same numbers give the same answer; no clock is read.
+    That is where the tokens that are gone save more multiply-adds than packing is worth. Later steps are taken to be like this
+    one: there are as many times more to save as to pay. The same numbers give the same answer; no clock is read.
 
     Args:
         step: The step.

@@ -227,7 +227,7 @@ class TrimmedVLM(BaseModel):
 
     def inference_kind(self, inputs: VLMInputs) -> Kind:
         """How a batch is run at inference: packed, or in dense shapes below ``packed_from``, or as pays."""
-        if self.packed_from == AUTO:
+        if not isinstance(self.packed_from, int):
             return "adaptive" if inputs.sample_ids.device.type == "cpu" else "packed"
         return "packed" if len(inputs.sample_ids) >= self.packed_from else "masked"
 

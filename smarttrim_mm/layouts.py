@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Self
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from smarttrim_mm.attention.base import Sequences
+from smarttrim_mm.ops.attention import key_bias
 from smarttrim_mm.ops.device import to_device
 from smarttrim_mm.ops.host import to_host
 from smarttrim_mm.ops.merging import summed_sizes, weighted_means
@@ -90,6 +92,11 @@ class PaddedLayout:
         """Tokens per instance that layers are run on, dropped ones and padding included, fp32 [B]."""
         return torch.full_like(self.ids, self.gate.shape[1], dtype=torch.float32)
 
+    @cached_property
+    def key_bias(self) -> Tensor | None:
+        """What attention adds to the scores of the tokens as keys, [B, 1, 1, N]; None: nothing, as all of them are kept."""
+        return None if self.whole else key_bias(self.gate)
+
     def kept_grid(self) -> Tensor:
         """True at the kept original positions, bool [B, N]."""
         return self.gate > 0
@@ -133,7 +140,7 @@ class PaddedLayout:
     def select(self, x: Tensor, keep: Tensor) -> tuple[Tensor, PaddedLayout]:
         """Closes the gate of what is not kept; what was dropped before stays dropped."""
         # a protected token takes the constant 1: no gradient reaches a decision that has no effect
-        keep = keep.to(self.gate.dtype).masked_fill(self.protected, 1.0)
+        keep = keep | self.protected if keep.dtype is torch.bool else keep.to(self.gate.dtype).masked_fill(self.protected, 1.0)
         return x, replace(self, gate=self.gate * keep, whole=False)
 
     def merge(self, x: Tensor, merge: Merge) -> tuple[Tensor, PaddedLayout, Tensor]:
@@ -204,9 +211,9 @@ class PackedLayout:
     @property
     def rows(self) -> int:
         """Length of the first axis of the tokens."""
-        return len(self.instance)
+        return self.instance.shape[0]
 
-    @property
+    @cached_property
     def sequences(self) -> Sequences:
         """As attention takes them."""
         return Sequences(self.lengths, self.cu_seqlens)
@@ -285,7 +292,7 @@ class PackedLayout:
         Returns:
             True at tokens that are kept or protected, bool [S], and where each instance will begin, and the end, int32 [B + 1].
         """
-        marks = (keep > 0) | self.protected
+        marks = (keep if keep.dtype is torch.bool else keep > 0) | self.protected
         return marks, pad(marks.cumsum(0, dtype=torch.int32), (1, 0)).index_select(0, self.cu_seqlens)
 
     def take(self, x: Tensor, marks: Tensor, cu_seqlens: Tensor, ends: Sequence[int]) -> tuple[Tensor, PackedLayout]:
@@ -297,7 +304,7 @@ class PackedLayout:
             cu_seqlens: And second.
             ends: The same on the host.
         """
-        if ends[-1] == len(marks):
+        if ends[-1] == marks.shape[0]:
             return x, self
         rows = torch.nonzero_static(marks, size=ends[-1]).squeeze(1)
         lengths = tuple(end - begin for begin, end in pairwise(ends))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -71,8 +72,7 @@ class TokenStream:
         valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if valid is None else valid
         protected = torch.zeros_like(valid) if special is None else special & valid
         if guide_index is not None:
-            protected = protected.clone()
-            protected[:, guide_index] = True
+            protected.select(1, guide_index).fill_(True)  # a new tensor: it is either zeros or a product
         return cls(x, PaddedLayout(valid, valid.to(torch.float32), protected, ids, guide_index, whole))
 
     def pack(self) -> TokenStream:
@@ -81,29 +81,32 @@ class TokenStream:
         if isinstance(layout, PackedLayout):
             return self
         batch, size = layout.gate.shape
+        x, source, protected = self.x.flatten(0, 1), layout.positions().expand(batch, -1).flatten(), layout.protected.flatten()
+        sizes = None if layout.sizes is None else layout.sizes.flatten()
         if layout.whole:
-            ends = [size * i for i in range(batch + 1)]
-            flat = torch.arange(batch * size, device=self.x.device)
-            cu_seqlens = torch.arange(0, batch * size + 1, size, device=self.x.device)
+            lengths, cu_seqlens, instance = _alike(batch, size, x.device)
         else:
             kept = layout.gate > 0
-            cu_seqlens = pad(kept.sum(1).cumsum(0), (1, 0))
+            cu_seqlens = pad(kept.sum(1).cumsum(0, dtype=torch.int32), (1, 0))
             (ends,) = to_host([cu_seqlens])
+            lengths = tuple(end - begin for begin, end in pairwise(ends))
             flat = torch.nonzero_static(kept.flatten(), size=ends[-1]).squeeze(1)
+            instance = flat // size
+            x, source, protected = (each.index_select(0, flat) for each in (x, source, protected))
+            sizes = None if sizes is None else sizes.index_select(0, flat)
         packed = PackedLayout(
-            lengths=tuple(end - begin for begin, end in pairwise(ends)),
-            cu_seqlens=cu_seqlens.to(torch.int32),
-            instance=flat // size,
-            source=layout.positions().expand(layout.gate.shape).flatten().index_select(0, flat),
-            protected=layout.protected.flatten().index_select(0, flat),
+            lengths=lengths,
+            cu_seqlens=cu_seqlens,
+            instance=instance,
+            source=source,
+            protected=protected,
             ids=layout.ids,
             size=layout.size,
             real=layout.full(),
             guide_index=layout.guide_index,
-            sizes=None if layout.sizes is None else layout.sizes.flatten().index_select(0, flat),
+            sizes=sizes,
         )
-        x = self.x.flatten(0, 1)
-        return TokenStream(x if layout.whole else x.index_select(0, flat), packed, self.carried)
+        return TokenStream(x, packed, self.carried)
 
     def pad(self) -> tuple[Tensor, Tensor]:
         """The kept tokens as a host's decoder or head expects them.
@@ -152,6 +155,14 @@ class TokenStream:
         """
         x, layout = self.layout.expand(self.x, index, ids)
         return TokenStream(x, layout, {name: values[index] for name, values in self.carried.items()})
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)  # what is kept must serve passes with gradients too
+def _alike(batch: int, size: int, device: torch.device) -> tuple[tuple[int, ...], Tensor, Tensor]:
+    """How instances of one size lie end to end: ``lengths``, ``cu_seqlens`` and ``instance`` of a :class:`PackedLayout`."""
+    begins = torch.arange(0, batch * size + 1, size, dtype=torch.int32, device=device)
+    return (size,) * batch, begins, torch.arange(batch, device=device).repeat_interleave(size)
 
 
 Streams = Mapping[str, TokenStream]

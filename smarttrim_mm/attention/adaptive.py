@@ -30,6 +30,6 @@ class AdaptiveSDPA(AttentionBackend):
         self, q: Tensor, k: Tensor, v: Tensor, of_q: Sequences, of_k: Sequences, heads: HeadPlan | None = None
     ) -> tuple[Tensor, int]:
         batch, longest_q, longest_k = len(of_q.lengths), max(of_q.lengths), max(of_k.lengths)
-        equal = len(q) == longest_q * batch and len(k) == longest_k * batch
+        equal = q.shape[0] == longest_q * batch and k.shape[0] == longest_k * batch
         backend = self.bucketed if equal and batch > 1 else self.alone
         return backend(q, k, v, of_q, of_k, heads)

@@ -24,6 +24,10 @@ class PerSequenceSDPA(AttentionBackend):
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, of_q: Sequences, of_k: Sequences, heads: HeadPlan | None = None
     ) -> tuple[Tensor, int]:
+        if len(of_q.lengths) == 1 and (heads is None or heads.whole):
+            one_q, one_k, one_v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))  # [1, H, n, d]
+            out = scaled_dot_product_attention(one_q, one_k, one_v)
+            return out.squeeze(0).transpose(0, 1), 2 * q.shape[1] * len(q) * len(k) * q.shape[2]
         of_each = (  # B views [1, H, n, d] each
             x.transpose(0, 1).unsqueeze(0).split(of.lengths, 2) for x, of in ((q, of_q), (k, of_k), (v, of_k))
         )

@@ -24,7 +24,7 @@ class ComputeReport(BaseMetric):
     Metrics: ``multiply_adds`` (mean over samples of what the decisions leave), its spread ``multiply_adds_p05``,
     ``multiply_adds_p95`` and ``multiply_adds_std``; ``dense_multiply_adds``; ``executed_multiply_adds`` (what really
     ran); ``speedup`` (dense mean / decided mean, of the whole model); ``packed`` (share of the samples that ran packed; the
-    others ran in dense shapes, in batches below the model's ``packed_from``; where a test tells); of a sliced model,
+    others ran in dense shapes, as the model's ``packed_from`` has it; where a test tells); of a sliced model,
     ``unsliced_multiply_adds`` (the dense model before it was sliced; ``dense_multiply_adds`` and ``speedup`` are those of the
     sliced one); ``kept/<step>/<stream>`` and ``heads/<step>/<attention>``.
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import BertTokenizer
 
@@ -40,7 +40,7 @@ class Trimming:
     text_first: bool = False
     checkpoint_layers: bool = False
     attention: str | Mapping[str, Any] = "auto"
-    packed_from: int = 1
+    packed_from: int | Literal["auto"] = "auto"
     compile: bool | Mapping[str, Any] = False
     schedules: list[Mapping[str, Any]] = field(default_factory=list)
     epochs: float | None = None

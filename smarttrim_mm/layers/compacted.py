@@ -6,7 +6,7 @@ of the other executions. It stands beside them in benchmarks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -109,7 +109,8 @@ def compact(stream: TokenStream) -> TokenStream:
     if isinstance(layout, PackedLayout):
         raise ValueError("the stream is packed; expected a padded one, as TokenStream.start() gives it")
     source = layout.positions().expand(layout.gate.shape)
-    return replace(stream, layout=CompactedLayout(**vars(layout), source=source, real=layout.full(), original=layout.size))
+    own = {field.name: getattr(layout, field.name) for field in fields(layout)}
+    return replace(stream, layout=CompactedLayout(**own, source=source, real=layout.full(), original=layout.size))
 
 
 class CompactedExecution(Execution):

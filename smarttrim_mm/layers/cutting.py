@@ -72,6 +72,15 @@ def apply_decision(decision: Decision, streams: Streams) -> Cut:
     return cut
 
 
+def pack(cut: Cut) -> Cut:
+    """The same, packed: the host reads lengths, heads and turns."""
+    streams = {name: stream.pack() for name, stream in cut.streams.items()}
+    heads, turns = cut.heads.values(), cut.turns.values()
+    on_host = iter(to_host([each.gate > 0 for each in heads] + [each.gate > 0 for each in turns]))
+    plans = {name: Heads(each.gate, HeadPlan.of(each.gate, next(on_host))) for name, each in cut.heads.items()}
+    return Cut(streams, plans, {name: _turns(each.gate, next(on_host)) for name, each in cut.turns.items()})
+
+
 def _gate(decision: Decision, streams: Streams) -> Cut:
     """Closes the gates of padded streams."""
     merged, keep = _merge(decision, streams)

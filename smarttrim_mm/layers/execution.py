@@ -11,15 +11,16 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from smarttrim_mm.attention.base import ChosenAttention
+from smarttrim_mm.layers.path_choice import is_large, packing_pays
 from smarttrim_mm.layers.record import AheadRecord, LinearRecord, StepRecord, TrimRecord, decoder_multiply_adds
 from smarttrim_mm.layers.run_layer import run_layer
 from smarttrim_mm.layers.token_wise import TokenWise
 from smarttrim_mm.layers.views import LayerStep, LayerView
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.policies.dense import Dense
-from smarttrim_mm.structures import TokenStream
+from smarttrim_mm.structures import PackedLayout, TokenStream
 
-Kind = Literal["masked", "packed"]
+Kind = Literal["masked", "packed", "adaptive"]
 
 
 class Execution:
@@ -29,6 +30,8 @@ class Execution:
         policy: Decides what stays.
         sample_ids: Identity of each image-text pair, long [B].
         kind: ``'masked'`` keeps dropped tokens behind gates (training), ``'packed'`` leaves them out (inference).
+            ``'adaptive'`` begins masked, and is packed from the layer on from which that pays, see
+            :mod:`~smarttrim_mm.layers.path_choice`.
         checkpoint_layers: Whether layers are recomputed in the backward pass to save memory.
         pairs_per_sample: Consecutive pairs whose compute is summed as that of one sample.
         attention: Computes the attention of packed streams; None: the best backend that can run.
@@ -77,19 +80,28 @@ class Execution:
         Returns:
             The streams after the stage.
         """
-        current = dict(streams)
+        if self.kind == "adaptive" and steps and is_large(steps[0], streams):
+            self._pack_from_now_on()
+        current = {name: stream.pack() if self.kind == "packed" else stream for name, stream in streams.items()}
         del streams
         for step in steps:
             record: StepRecord
-            how = (self.policy, guides, self.attention, self.token_wise)
+            pays = packing_pays if self.kind == "adaptive" else None
+            how = (self.policy, guides, self.attention, self.token_wise, pays)
             # streams are handed over: whoever runs the layer can let go of what it drops
             if self.checkpoint_layers:
                 after, record = checkpoint(run_layer, step, _take(current, step), *how, use_reentrant=False)
             else:
                 after, record = run_layer(step, _take(current, step), *how)
             current |= after
-            self.record.entries.append(replace(record, rows=rows))
+            if pays is not None and any(isinstance(stream.layout, PackedLayout) for stream in after.values()):
+                self._pack_from_now_on()
+                current = {name: stream.pack() for name, stream in current.items()}
+            self.record.entries.append(record if rows is None else replace(record, rows=rows))
         return current
+
+    def _pack_from_now_on(self) -> None:
+        self.kind, self.record.packed = "packed", True
 
     def read_ahead(
         self, steps: Sequence[LayerStep], streams: Mapping[str, TokenStream], *, rows: Tensor | None = None

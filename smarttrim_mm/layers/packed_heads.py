@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import groupby
 
 import torch
@@ -110,18 +111,22 @@ def _attend_together(
     heads = every if plan is None else plan.union()
     if len(of_q.lengths) > 1 and not _in_place(x) and not _copy_pays(len(heads), view.heads, len(x) + len(memory)):
         heads = every
-    runs = _runs(heads)
+    runs = [] if heads == every else _runs(heads)
     q, k, v = project(view, x, memory) if heads == every else _project_heads(view, x, memory, runs)
     asking, read = sum(of_q.lengths), sum(of_k.lengths)
-    q, k, v = (split_heads(t[:rows], len(heads)) for t, rows in ((q, asking), (k, read), (v, read)))
+    if x.shape[0] > asking:  # rows of filling
+        q = q[:asking]
+    if memory.shape[0] > read:
+        k, v = k[:read], v[:read]
+    q, k, v = (split_heads(t, len(heads)) for t in (q, k, v))
     own = plan if plan is None or heads == every else plan.of_heads(heads)
     keys, width = k, v.shape[-1]
     if sizes is not None:
         q, k, v = weigh_by_size(q, k, v, sizes.log()[:, None])
     seen = None if look is None else look(q, k, keys=keys)
     y, executed = backend(q, k, v, of_q, of_k, None if own is None or own.whole else own)
-    y = y[..., :width].flatten(1)
-    if len(x) > asking:  # else it would be copied
+    y = (y if sizes is None else y[..., :width]).flatten(1)
+    if x.shape[0] > asking:  # else it would be copied
         y = pad(y, (0, 0, 0, len(x) - asking))
     out = view.out(y) if heads == every else _output_of_heads(view, y, runs)
     return out, executed + projection_work(view, x, memory, len(heads)), seen
@@ -151,10 +156,17 @@ def _attend_each(
         q, k, v = (split_heads(t, len(on)) for t in _project_heads(view, own, read, runs))
         if size is not None:
             q, k, v = weigh_by_size(q, k, v, size.log()[:, None])
-        attended, work = backend(q, k, v, Sequences.of([n], x.device), Sequences.of([m], x.device))
+        attended, work = backend(q, k, v, _alone(n, x.device), _alone(m, x.device))
         _output_of_heads(view, attended[..., : view.head_width].flatten(1), runs, y)
         executed += work + projection_work(view, own, read, len(on))
     return out, executed
+
+
+@lru_cache(maxsize=1024)
+@torch.inference_mode(False)  # what is kept must serve passes with gradients too
+def _alone(length: int, device: torch.device) -> Sequences:
+    """One sequence."""
+    return Sequences.of([length], device)
 
 
 def _runs(on: tuple[int, ...]) -> list[slice]:

@@ -6,7 +6,7 @@ padded streams (training: decisions are gates) and packed ones (inference: what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import dropout
 
 from smarttrim_mm.attention.base import ChosenAttention
-from smarttrim_mm.layers.cutting import Heads, Turns, apply_decision, is_padded
+from smarttrim_mm.layers.cutting import Heads, Turns, apply_decision, is_padded, pack
 from smarttrim_mm.layers.evidence import Looks, look_packed, look_padded
 from smarttrim_mm.layers.packed_heads import attend_packed
 from smarttrim_mm.layers.projections import project, projection_work, split_heads, weigh_by_size
@@ -79,6 +79,7 @@ def run_layer(
     guides: Mapping[str, Tensor] | None = None,
     attention: ChosenAttention = _AUTO,
     token_wise: TokenWise = _EAGER,
+    pays: Callable[[LayerStep, Streams], bool] | None = None,
 ) -> tuple[dict[str, TokenStream], StepRecord]:
     """Decides on, cuts and runs one step.
 
@@ -92,6 +93,7 @@ def run_layer(
         guides: Guide tokens [B, D] of streams outside the step (``step.guides``).
         attention: Computes the attention of packed streams.
         token_wise: Computes what is done to each token alone; in training, where dropout acts, that is done as it is.
+        pays: Asked once padded streams are cut whether they shall be packed; None: they stay as they are.
 
     Returns:
         The streams after the step, and the record of what was kept and executed. Streams without a layer in this step
@@ -103,6 +105,8 @@ def run_layer(
     decision = policy.before_layer(step, streams, guides or {})
     before = {name: stream.layout for name, stream in streams.items()}
     cut = apply_decision(decision, streams)
+    if pays is not None and is_padded(streams) and pays(step, cut.streams):
+        cut = pack(cut)
     current = cut.streams
     del streams  # what was dropped need not wait in memory while the layer runs
     reduces = policy.reduces(step)
@@ -325,7 +329,9 @@ def _attend_padded(
     if of_k.sizes is not None:
         q, k, v = weigh_by_size(q, k, v, of_k.sizes.log()[:, None])
     seen = look_padded(q, k, of_q, of_k, wanted, keys) if wanted else None
-    y = padded_attention(q, k, v, of_k.gate, view.attention_dropout if training else 0.0, of_k.whole)[..., :width]
+    y = padded_attention(q, k, v, of_k.gate, view.attention_dropout if training else 0.0, of_k.key_bias)
+    if of_k.sizes is not None:
+        y = y[..., :width]
     if gate is not None:
         y = y * gate.to(y.dtype)[:, :, None, None]
     executed = 2 * q.numel() * k.shape[2] + projection_work(view, x, read, view.heads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -177,6 +178,10 @@ class LayerView:
 
     def sublayers(self) -> list[Sublayer]:
         """The attentions of each sub-layer, and how they are joined if there are several."""
+        return self._sublayers
+
+    @cached_property
+    def _sublayers(self) -> list[Sublayer]:
         groups: list[Sublayer] = []
         for view in self.attentions:
             join = next((join for join in self.joins if view.name in join.names), None)
@@ -227,6 +232,21 @@ class LayerStep:
     @property
     def index(self) -> int:
         return int(self.name.rpartition(".")[2])
+
+    @cached_property
+    def sizes(self) -> tuple[dict[str, int], int, int]:
+        """Multiply-adds per token of each stream's layer, attention's scores left out; the number of layers, and of attentions.
+
+        An estimate, of the sizes when it is first asked: projections are counted as if they read their own stream.
+        """
+        per_token = {}
+        for name, layer in self.layers.items():
+            per_head = (
+                view.head_width * (view.q.inputs + 2 * view.k.inputs + view.out.out_features) * view.heads
+                for view in layer.attentions
+            )
+            per_token[name] = sum(per_head) + layer.mlp.multiply_adds
+        return per_token, len(self.layers), sum(len(layer.attentions) for layer in self.layers.values())
 
     def streams(self) -> dict[str, int]:
         """Width of every stream that can be cut in this step."""

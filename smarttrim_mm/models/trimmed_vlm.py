@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from mmengine.model import BaseModel
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from smarttrim_mm.attention.base import ChosenAttention
+from smarttrim_mm.attention.base import AUTO, ChosenAttention
 from smarttrim_mm.inputs import BoxTargets, Targets, TextTargets, VLMInputs
 from smarttrim_mm.layers.execution import Execution, Kind
 from smarttrim_mm.layers.record import TrimRecord
@@ -54,7 +54,8 @@ class TrimmedVLM(BaseModel):
             or its ``mode``, ``options`` or ``backend``, as a dict. Training never does.
         packed_from: Image-text pairs of a batch from which on inference is packed. Fewer run in dense shapes with the same
             decisions: where there is little to leave out, packing costs more than it saves
-            (``tools/benchmark.py --crossover`` measures where).
+            (``tools/benchmark.py --crossover`` measures where). ``'auto'``: on a CPU each batch begins in dense shapes and is
+            packed from the layer on from which that pays, where layers are large at once; elsewhere every batch is packed.
         init_layers: Starts a training from the weights of the frozen teacher, of which it keeps these layers: by the name of
             each list of layers in the backbone (``'text_transformer.encoder.layer'``), the teacher's numbers, in the student's
             order. Lists that are not named are taken whole; None: it starts otherwise.
@@ -77,7 +78,7 @@ class TrimmedVLM(BaseModel):
         checkpoint_layers: bool = False,
         attention: str | Mapping[str, Any] = "auto",
         compile: bool | Mapping[str, Any] = False,
-        packed_from: int = 1,
+        packed_from: int | Literal["auto"] = "auto",
         init_layers: Mapping[str, Sequence[int]] | None = None,
         data_preprocessor: Mapping[str, Any] | nn.Module | None = None,
         init_cfg: Any = None,
@@ -103,9 +104,9 @@ class TrimmedVLM(BaseModel):
                 f"compile is {compile!r}; expected True, False, or a dict of settings such as dict(mode='default')"
             )
         self.token_wise = TokenWise() if compile is False else CompiledTokenWise(**({} if compile is True else compile))
-        if packed_from < 1:
-            raise ValueError(f"packed_from is {packed_from}; expected a number of pairs, 1 packs every batch")
-        self.packed_from = packed_from
+        if packed_from != AUTO and not (isinstance(packed_from, int) and packed_from >= 1):
+            raise ValueError(f"packed_from is {packed_from!r}; expected 'auto' or a number of pairs, 1 packs every batch")
+        self.packed_from: int | Literal["auto"] = packed_from
         if init_layers is not None and not (self.distillation and self.distillation.frozen_teacher):
             raise ValueError(
                 f"init_layers names layers of {sorted(init_layers)}, but there is no teacher to take them from; set "
@@ -183,7 +184,8 @@ class TrimmedVLM(BaseModel):
     def predict(self, inputs: VLMInputs, data_samples: list[DataSample]) -> list[DataSample]:
         """Answers every question; fills in ``trim`` of each data sample, and ``pred_scores`` or what the backbone predicts.
 
-        ``trim`` is the record's summary, and ``packed``: 1 where what was dropped was left out, 0 where it ran in dense shapes.
+        ``trim`` is the record's summary, and ``packed``: 1 where what was dropped was left out, from some layer on at least, 0
+        where all ran in dense shapes.
         Of a sliced model also ``unsliced_multiply_adds``: what it would take on all tokens had it not been sliced.
 
         A backbone with ``predict(inputs, execution, data_samples)`` fills in something else itself.
@@ -218,7 +220,7 @@ class TrimmedVLM(BaseModel):
 
         Args:
             inputs: The batch.
-            kind: ``'packed'`` or ``'masked'``; None: that of inference.
+            kind: ``'packed'``, ``'masked'`` or ``'adaptive'``; None: that of inference.
             policy: Decides instead of the model's own.
         """
         return self._run(inputs, policy or self.policy, kind)
@@ -266,7 +268,7 @@ class TrimmedVLM(BaseModel):
 
         Args:
             inputs: The batch.
-            kind: ``'packed'`` or ``'masked'``; None: that of inference.
+            kind: ``'packed'``, ``'masked'`` or ``'adaptive'``; None: that of inference.
             policy: Decides instead of the model's own.
         """
         return Execution(
@@ -280,7 +282,9 @@ class TrimmedVLM(BaseModel):
         )
 
     def inference_kind(self, inputs: VLMInputs) -> Kind:
-        """How a batch is run at inference: packed, or in dense shapes below ``packed_from``."""
+        """How a batch is run at inference: packed, or in dense shapes below ``packed_from``, or as pays."""
+        if not isinstance(self.packed_from, int):
+            return "adaptive" if inputs.sample_ids.device.type == "cpu" else "packed"
         return "packed" if len(inputs.sample_ids) >= self.packed_from else "masked"
 
     def _run(self, inputs: VLMInputs, policy: Policy, kind: Kind | None) -> tuple[Any, TrimRecord]:

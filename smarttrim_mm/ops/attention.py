@@ -104,7 +104,21 @@ def _gated_gradients(
     return slope @ (k * kept), slope.transpose(-2, -1) @ q * kept, grad_v, slope.sum(-2, dtype=gate.dtype)
 
 
-def padded_attention(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, dropout_p: float, whole: bool) -> Tensor:
+def key_bias(gate: Tensor) -> Tensor:
+    """What a mask adds to the scores: 0 at kept keys, minus infinity at others.
+
+    It serves all attentions that read the keys; a bool mask would be turned into this in each of them.
+
+    Args:
+        gate: 1 for kept keys, 0 for others, [B, M].
+
+    Returns:
+        [B, 1, 1, M], without a gradient.
+    """
+    return gate.detach().log()[:, None, None, :]
+
+
+def padded_attention(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, dropout_p: float, bias: Tensor | None) -> Tensor:
     """Attention over a padded batch, by the cheapest exact path.
 
     Args:
@@ -113,12 +127,12 @@ def padded_attention(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, dropout_p: f
         v: Values, [B, H, M, d].
         gate: Keep gate of the keys, [B, M].
         dropout_p: Dropout on the attention weights.
-        whole: Whether every key is known to be kept, so that no mask is needed.
+        bias: What :func:`key_bias` makes of the gate; None: every key is kept, and no mask needed. Not used where the gate has
+            a gradient.
 
     Returns:
         [B, H, N, d].
     """
     if gate.requires_grad:
         return gated_attention(q, k, v, gate, dropout_p)
-    mask = None if whole else (gate > 0)[:, None, None, :]
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
+    return scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype), dropout_p=dropout_p)

@@ -18,8 +18,8 @@ def fill_rows(x: Tensor) -> Tensor:
     That is in half precision on a CPU, without gradients. Where tokens begin a larger tensor, as those that :func:`take_rows`
     or a layer gave do, its own rows behind them are taken: nothing is copied.
     """
-    rows = _filled(x, len(x))
-    if rows == len(x):
+    rows = _filled(x, x.shape[0])
+    if rows == x.shape[0]:
         return x
     end = (x.storage_offset() + rows * x.shape[1]) * x.element_size()
     if x.is_contiguous() and end <= x.untyped_storage().nbytes():

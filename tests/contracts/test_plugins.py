@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 
+from smarttrim_mm.layers import path_choice
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.registry import MODELS, POLICIES
+from smarttrim_mm.structures import PackedLayout
 from smarttrim_mm.testing import backbone_cases, policy_cases
 
 
@@ -93,6 +95,7 @@ def test_predictions_go_to_their_images(build, inputs_of, backbone, policy):
     from mmpretrain.structures import DataSample
 
     model = build(backbone, policy)
+    model.packed_from = 1
     inputs = inputs_of(model)
     asks = "vocab_size" in model.backbone.input_format  # else a sample is an image, of which one thing is told
     samples = [DataSample(questions=["?"] * count) for count in (2, 3, 1)] if asks else [DataSample() for _ in range(6)]
@@ -129,3 +132,26 @@ def test_small_batches_run_in_dense_shapes(build, inputs_of, backbone, policy):
         torch.testing.assert_close(packed.trim["multiply_adds"], dense.trim["multiply_adds"])
         key = "pred_scores" if "pred_scores" in packed else "pred_score"
         torch.testing.assert_close(packed.get(key), dense.get(key), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("price", [1, 2**40])
+def test_the_path_that_is_found_does_not_change_answers(build, inputs_of, backbone, policy, monkeypatch, price):
+    """Packing pays with the first token that is dropped, or never; predictions say which it was."""
+    from mmpretrain.structures import DataSample
+
+    monkeypatch.setattr(path_choice, "_PER_LAYER", price)
+    monkeypatch.setattr(path_choice, "_PER_CALL", 0)
+    monkeypatch.setattr(path_choice, "_SURE", float("inf"))
+    model = build(backbone, policy)
+    assert model.packed_from == "auto"
+    inputs = inputs_of(model)
+    samples = [DataSample(questions=["?"]) for _ in range(len(inputs.sample_ids) // inputs.pairs_per_sample)]
+    with torch.no_grad():
+        expected, whole = model.trace(inputs, "packed")
+        found, record = model.trace(inputs, None)
+        results = model(inputs, samples, mode="predict")
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(record.multiply_adds(), whole.multiply_adds())
+    packed = any(isinstance(layout, PackedLayout) for entry in record.steps for layout in entry.tokens.values())
+    assert packed is record.packed and (price == 1 or not packed)
+    assert all(sample.trim["packed"].item() == packed for sample in results)

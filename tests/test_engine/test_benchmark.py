@@ -86,7 +86,7 @@ def test_tool_compares_policies_at_the_same_speedups_and_rivals_in_the_same_roun
     assert rows["Random at 1.1x"]["dense_over_decided"] == pytest.approx(1.1, rel=0.05)
     assert (content["dtype"], content["text_lengths"], content["policies"]) == ("bf16", [5, 9], ["SmartTrim", "Random"])
     assert json.loads((tmp_path / "out" / "benchmark.json").read_text()) == content
-    assert "| 2 | Random at 1.1x | packed |" in (tmp_path / "out" / "benchmark.md").read_text()
+    assert "| 2 | Random at 1.1x | dense shapes |" in (tmp_path / "out" / "benchmark.md").read_text()
     assert (tmp_path / "out" / "benchmark.png").read_bytes()[:4] == b"\x89PNG"
     printed = capsys.readouterr().out
     assert "SmartTrim and Random decide live and are overruled" in printed

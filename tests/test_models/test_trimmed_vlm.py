@@ -232,7 +232,8 @@ def test_soft_targets_have_several_right_answers():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"packed_from": 0}, "packed_from is 0; expected a number of pairs"),
+        ({"packed_from": 0}, "packed_from is 0; expected 'auto' or a number of pairs"),
+        ({"packed_from": "never"}, "packed_from is 'never'; expected 'auto' or a number of pairs"),
         ({"compile": "max-autotune"}, "compile is 'max-autotune'; expected True, False, or a dict"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from smarttrim_mm.ops import attention
-from smarttrim_mm.ops.attention import gated_attention, padded_attention
+from smarttrim_mm.ops.attention import gated_attention, key_bias, padded_attention
 
 
 def softmax_over_kept(q, k, v, keep):
@@ -96,8 +96,8 @@ def test_dropout_on_gated_weights(padded):
 def test_padded_attention_takes_the_cheapest_exact_path(padded, monkeypatch):
     q, k, v, gate = padded
     exact = gated_attention(q, k, v, gate)
-    torch.testing.assert_close(padded_attention(q, k, v, gate, 0.0, whole=False), exact)
+    torch.testing.assert_close(padded_attention(q, k, v, gate, 0.0, key_bias(gate)), exact)
     every = torch.ones_like(gate)
-    torch.testing.assert_close(padded_attention(q, k, v, every, 0.0, whole=True), gated_attention(q, k, v, every))
+    torch.testing.assert_close(padded_attention(q, k, v, every, 0.0, None), gated_attention(q, k, v, every))
     monkeypatch.setattr(attention, "gated_attention", lambda *args: "gated")
-    assert padded_attention(q, k, v, gate.requires_grad_(), 0.0, whole=False) == "gated"
+    assert padded_attention(q, k, v, gate.requires_grad_(), 0.0, key_bias(gate)) == "gated"

@@ -1,7 +1,7 @@
 """Every test here runs on every registered backbone and policy: see smarttrim_mm/testing.py for where the cases come from.
 
-The policies of :data:`EVERYWHERE` reach all that the layers can do, and run on every backbone; so do all others in the slow
-tier (``pytest -m slow tests/contracts``). In the fast one those run on :data:`REFERENCES`.
+The policies of :data:`EVERYWHERE` run on every backbone; so do all others in the slow tier (``pytest -m slow tests/contracts``).
+In the fast one those run on :data:`REFERENCES`, with the last of their example configs, and with the others on the first of them.
 """
 
 from collections.abc import Callable
@@ -43,8 +43,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pair(backbone: str, policy: str) -> object:
     """A backbone and a policy by their names, as a case."""
-    everywhere = policy.split("/")[0] in EVERYWHERE or backbone in REFERENCES
-    marks = () if everywhere else (pytest.mark.slow,)
+    kind = policy.split("/")[0]
+    last = [name for name in POLICIES if name.split("/")[0] == kind][-1]
+    on = BACKBONES if kind in EVERYWHERE else REFERENCES if policy == last else REFERENCES[:1]
+    marks = () if backbone in on else (pytest.mark.slow,)
     return pytest.param(BACKBONES[backbone], POLICIES[policy], id=f"{backbone}-{policy}", marks=marks)
 
 

@@ -151,7 +151,10 @@ def test_some_instances_read_memories_by_some_heads(decoder_layer, tokens):
     image, keep = torch.randn(3, 4, 16), torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [1, 0, 1, 1]]).bool()
     heads = {"words.cross": torch.tensor([[True, False, True, True], [True] * 4, [False, True, False, False]])}
     run = {"words.attention": torch.tensor([1.0, 0, 1])}
-    streams = {"words": TokenStream.start(tokens, ids=IDS, valid=VALID), "image": TokenStream.start(image, ids=IDS).select(keep)}
+    streams = {
+        "words": TokenStream.start(tokens, ids=IDS, valid=VALID),
+        "image": TokenStream.start(image, ids=IDS).select(keep),
+    }
     found = []
     for packed in (False, True):
         start = {name: stream.pack() if packed else stream for name, stream in streams.items()}

@@ -63,7 +63,9 @@ def test_as_many_merge_in_every_layer_as_half_of_the_rest_allows(make_model, mak
     with torch.no_grad():
         grids = kept_grids(model.trace(make_inputs(model), kind)[1])
     # of 17 with the class token: 3.4, 6.8, 10.2, 13.6 and 17 in all, rounded down; the last layer has three that may merge
-    counts = [grids[f"{name}/image after"].sum(1).tolist() for name in ("image.0", "image.1", "image.2", "fusion.0", "fusion.1")]
+    counts = [
+        grids[f"{name}/image after"].sum(1).tolist() for name in ("image.0", "image.1", "image.2", "fusion.0", "fusion.1")
+    ]
     assert counts == [[14] * 6, [11] * 6, [7] * 6, [4] * 6, [3] * 6]
     assert torch.equal(grids["fusion.1/text"], grids["text.0/text"])
 
@@ -101,5 +103,7 @@ def test_unknown_or_impossible_places(make_model):
         make_model({"type": "ToMe", "streams": ["audio"]})
     with pytest.raises(ValueError, match=r"layers names layers \[9\] of stage 'fusion'"):
         make_model({"type": "ToMe", "layers": {"fusion": [9]}})
-    with pytest.raises(ValueError, match=r"streams is \['image'\] and layers {'image': \[\], 'fusion': \[\]}: no such stream has"):
+    with pytest.raises(
+        ValueError, match=r"streams is \['image'\] and layers {'image': \[\], 'fusion': \[\]}: no such stream has"
+    ):
         make_model({"type": "ToMe", "layers": {"image": [], "fusion": []}})

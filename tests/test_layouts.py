@@ -89,7 +89,7 @@ def test_gradients_reach_all_that_merge_and_their_weights(stream):
     weight = torch.tensor([[1.0, 1, 3, 1, 1], [1, 1, 1, 1, 1]], requires_grad=True)
     layout = stream.layout
     into = layout.from_grid(torch.tensor([[0, 1, 1, 3, 4], [0, 1, 2, 3, 4]]))
-    merged, _, stays = layout.merge(x, Merge(into, layout.from_grid(weight)))
+    merged, _, _ = layout.merge(x, Merge(into, layout.from_grid(weight)))
     (at_kept(stream, merged).squeeze(1) * torch.tensor([0.0, 1, 0, 0, 0, 0, 0])).sum().backward()
     assert at_kept(stream, x.grad).squeeze(1).tolist() == [0, 0.25, 0.75, 0, 0, 0, 0]
     # d/dw of (w1 + 2 w2) / (w1 + w2) at (1, 3): (1 - 1.75) / 4 and (2 - 1.75) / 4

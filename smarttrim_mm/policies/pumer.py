@@ -20,17 +20,17 @@ from smarttrim_mm.structures import Decision, Evidence, Layout, Streams
 class PuMer(Policy):
     """Prunes image tokens and merges those of image and text, each among themselves, in layers where a text reads an image.
 
-    Between attention and MLP of such a layer (section 3): of an image's N tokens, round(p N) go that get the least of the text's
-    cross-attention, averaged over heads and over the text's tokens; of the others round(m N) merge into similar ones, by the
-    bipartite matching of ToMe (arXiv 2210.09461); of a text's T tokens round(t T) merge likewise. No parameters. The paper
+    Between attention and MLP of such a layer (section 3): of an image's N tokens, round(p N) go that get the least of the
+    text's cross-attention, averaged over heads and over the text's tokens; of the others round(m N) merge into similar ones, by
+    the bipartite matching of ToMe (arXiv 2210.09461); of a text's T tokens round(t T) merge likewise. No parameters. The paper
     fine-tunes with the KL divergence to the fine-tuned dense model (here ``SelfDistillation``), with ratios for METER of
     p = m = t = 0.2 on VQAv2, and p = 0.3, m = 0.5, t = 0.2 on SNLI-VE and NLVR2.
 
     Ours: N and T are the tokens that came into the layer without the protected ones; at most half of what may merge does; what
-    merges is replaced by the plain mean, and later attention does not weigh it by its size; alike is what has similar keys in the
-    tokens' own self-attention, or in the cross-attention that reads them where they have no layer there (BLIP's image, which is cut
-    for the text's later layers); reduction in every such layer unless ``layers`` says where (the paper: in several); one knob s
-    for the three ratios r, 1 - (1 - r)^s each, the config's own at 1.
+    merges is replaced by the plain mean, and later attention does not weigh it by its size; alike is what has similar keys in
+    the tokens' own self-attention, or in the cross-attention that reads them where they have no layer there (BLIP's image,
+    which is cut for the text's later layers); tokens are reduced in every such layer unless ``layers`` says where (the paper:
+    in several); one knob s for the three ratios r, 1 - (1 - r)^s each, the config's own at 1.
 
     Args:
         steps: The layers of the backbone.

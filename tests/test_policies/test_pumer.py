@@ -7,8 +7,8 @@ from smarttrim_mm.registry import MODELS
 from smarttrim_mm.structures import Evidence, TokenStream
 from smarttrim_mm.testing import backbone_cases, kept_grids, random_inputs
 
-# Six tokens may go or merge. 3 is the least read, then 5; of the others, dealt in turn, 1, 4, 6 are targets and 2, 5 sources, or
-# without 5 as well, 1, 4 and 2, 6. 2 is most like 1 (cosine .9988), 6 like 1 (.743; .698 to 4), 5 like 4 (-.033).
+# Six tokens may go or merge. 3 is the least read, then 5; of the others, dealt in turn, 1, 4, 6 are targets and 2, 5 sources,
+# or without 5 as well, 1, 4 and 2, 6. 2 is most like 1 (cosine .9988), 6 like 1 (.743; .698 to 4), 5 like 4 (-.033).
 KEYS = torch.tensor([[2.0, 0.1], [1, 0], [2, 0.1], [0, 1], [0.1, 3], [-1, 0], [1, 0.9]]).expand(2, 7, 2)
 RECEIVED = torch.tensor([0.01, 0.2, 0.19, 0.05, 0.25, 0.1, 0.2]).expand(2, 7)
 

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from smarttrim_mm.ops.matching import bipartite_match, matching_multiply_adds, merge_counts
+from smarttrim_mm.ops.matching import (
+    bipartite_match,
+    complete_match,
+    complete_multiply_adds,
+    matching_multiply_adds,
+    merge_counts,
+)
 from smarttrim_mm.ops.merging import match_tokens
 from smarttrim_mm.testing import count_multiply_adds
 
@@ -80,3 +86,60 @@ def test_compute_of_the_matching(tokens):
     keys, free = torch.randn(3, tokens, 5), torch.ones(3, tokens).bool()
     _, counted = count_multiply_adds(lambda: bipartite_match(keys, free, torch.ones(3).long()))
     assert matching_multiply_adds(torch.tensor([float(tokens)] * 3), 5).sum() == counted
+
+
+# Directions of the plane; cosines are of their differences. Token 0 does not take part.
+ANGLES = torch.tensor([0.0, 0, 10, 25, 90, 110])
+
+
+def directions(angles):
+    return torch.stack([angles.deg2rad().cos(), angles.deg2rad().sin()], -1)[None] * torch.linspace(1, 3, len(angles))[:, None]
+
+
+def complete(count, importance=(0.0,) * 6, angles=ANGLES):
+    free = torch.arange(len(angles))[None] > 0
+    return complete_match(directions(angles), torch.tensor([importance]), free, torch.tensor([count])).tolist()[0]
+
+
+def test_any_token_may_merge_into_any_other():
+    # best pairs: 1 and 2 (10 degrees), 3 with 2 (15), 4 and 5 (20): in this order 1, 2, 3, 4, 5. Behind it, 1 has 2 (10), 2 has
+    # 3 (15), 3 has 4 (65), 4 has 5 (20), 5 nothing
+    assert complete(0) == [0, 1, 2, 3, 4, 5]
+    assert complete(1) == [0, 2, 2, 3, 4, 5]
+    assert complete(2) == [0, 3, 3, 3, 4, 5]  # 1 into 2, which merges into 3
+    assert complete(3) == [0, 3, 3, 3, 5, 5]
+    assert complete(4) == complete(99) == [0, 5, 5, 5, 5, 5]  # one is left
+
+
+def test_what_is_important_is_merged_into():
+    # 1 is worth .5, 2 is worth 0: 2 comes first, by 1 (cos 10 = .985), and 1 last but for its own best, .485
+    assert complete(1, (0.0, 0.5, 0.0, 0.0, 0.0, 0.0)) == [0, 1, 1, 3, 4, 5]
+    # 5 is worth -.5, so that it comes before all (.940 + .5)
+    assert complete(1, (0.0, 0.0, 0.0, 0.0, 0.0, -0.5)) == [0, 1, 2, 3, 4, 4]
+    assert complete(1, (9.0, 0.0, 0.0, 0.0, 0.0, 0.0)) == complete(1)  # of one that takes no part it does not matter
+
+
+def test_equal_pairs_of_any_tokens_by_their_order():
+    assert complete(2, angles=torch.zeros(6)) == [0, 3, 3, 3, 4, 5]  # 1 into 2, 2 into 3
+
+
+def test_any_with_any_an_instance_is_matched_as_if_alone():
+    generator = torch.Generator().manual_seed(1)
+    keys, free = torch.randn(5, 10, 6, generator=generator), torch.rand(5, 10, generator=generator) < 0.7
+    free[4] = False
+    importance, counts = torch.rand(5, 10, generator=generator), torch.tensor([0, 1, 4, 99, 3])
+    together = complete_match(keys, importance, free, counts)
+    for i in range(5):
+        row, there = slice(i, i + 1), free[i] if free[i].any() else torch.ones(10).bool()
+        packed = complete_match(keys[row, there], importance[row, there], free[row, there], counts[row])
+        assert torch.equal(together[i, there], there.nonzero().squeeze(1)[packed[0]])
+        assert torch.equal(together[i, ~free[i]], (~free[i]).nonzero().squeeze(1))
+        gone = (together[i] != torch.arange(10)).sum()
+        assert gone == min(counts[i], max(free[i].sum() - 1, 0))
+        assert torch.equal(together[i].gather(0, together[i]), together[i])  # what is merged into stays
+
+
+def test_compute_of_the_complete_matching():
+    keys, free = torch.randn(3, 7, 5), torch.ones(3, 7).bool()
+    _, counted = count_multiply_adds(lambda: complete_match(keys, torch.zeros(3, 7), free, torch.ones(3).long()))
+    assert complete_multiply_adds(torch.tensor([7.0] * 3), 5).sum() == counted

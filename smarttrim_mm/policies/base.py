@@ -216,13 +216,13 @@ def chosen_steps(steps: Sequence[LayerStep], layers: Mapping[str, Sequence[int]]
 
 
 def own_attentions(
-    steps: Sequence[LayerStep], streams: Sequence[str], layers: Mapping[str, Sequence[int]] | None
+    steps: Sequence[LayerStep], streams: Sequence[str] | None, layers: Mapping[str, Sequence[int]] | None
 ) -> dict[str, dict[str, AttentionView]]:
     """The self-attentions of chosen streams in chosen layers, by step and by stream, in the order of execution.
 
     Args:
         steps: The layers of the backbone.
-        streams: Streams that a config names.
+        streams: Streams that a config names; None: image and text.
         layers: Per stage, the layer indices that it chooses; stages left out: every layer.
 
     Raises:

@@ -1,4 +1,8 @@
-"""Bipartite soft matching of instances with different numbers of tokens (ToMe: Bolya et al., ICLR 2023, arXiv 2210.09461)."""
+"""Which tokens are alike, in instances with different numbers of them.
+
+Of two halves: ToMe (Bolya et al., ICLR 2023, arXiv 2210.09461). Any with any: CrossGET (Shi et al., ICML 2024, arXiv
+2305.17455).
+"""
 
 import torch
 from torch import Tensor
@@ -37,6 +41,46 @@ def bipartite_match(keys: Tensor, free: Tensor, counts: Tensor) -> Tensor:
     own = torch.arange(size, device=keys.device).expand(free.shape)
     into = torch.where(merges, target.gather(1, nearest), source)
     return own.scatter(1, source, into)
+
+
+def complete_match(keys: Tensor, importance: Tensor, free: Tensor, counts: Tensor) -> Tensor:
+    """Which tokens merge into which, where any may merge into any other.
+
+    Token i merges into j the sooner the more alike they are and the less important i is: by cos(i, j) - importance(i). Tokens
+    are put in the order of their best pair, and each may merge only into those behind it, so that no two merge into each other.
+    Those merge whose best pair behind them is best, each into what its partner merges into, if that does. Of equal pairs the
+    first token's counts.
+
+    That is in the sense of CrossGET's "complete-graph soft matching", which is not iterative either; order, direction and what
+    becomes of chains are ours, as its text was not at hand.
+
+    Args:
+        keys: What is compared, [B, n, d].
+        importance: Of each token, of the size of cosines, [B, n].
+        free: Tokens that take part, bool [B, n].
+        counts: How many of each instance merge, long [B]; more than all but one means all but one.
+
+    Returns:
+        The place that each token merges into, its own where it stays, long [B, n].
+    """
+    size = free.shape[1]
+    own = torch.arange(size, device=keys.device)
+    unit = normalize(keys.float(), dim=-1)
+    score = unit @ unit.transpose(1, 2) - importance.unsqueeze(2)
+    pair = free.unsqueeze(2) & free.unsqueeze(1) & (own.unsqueeze(1) != own)
+    score = score.masked_fill(~pair, -torch.inf)
+    order = ranks(score.amax(2))
+    best, nearest = score.masked_fill(order.unsqueeze(1) < order.unsqueeze(2), -torch.inf).max(2)
+    merges = (ranks(best) < counts.unsqueeze(1)) & (best > -torch.inf)
+    into = torch.where(merges, nearest, own)
+    for _ in range((size - 1).bit_length()):  # each time, what was followed for so many links is for twice as many
+        into = into.gather(1, into)
+    return into
+
+
+def complete_multiply_adds(tokens: Tensor, width: int) -> Tensor:
+    """Multiply-adds of :func:`complete_match`, [B]; arguments as of :func:`matching_multiply_adds`."""
+    return tokens * tokens * width
 
 
 def matching_multiply_adds(tokens: Tensor, width: int) -> Tensor:

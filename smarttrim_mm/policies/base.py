@@ -227,13 +227,13 @@ def chosen_steps(steps: Sequence[LayerStep], layers: Mapping[str, Sequence[int]]
 
 
 def own_attentions(
-    steps: Sequence[LayerStep], streams: Sequence[str], layers: Mapping[str, Sequence[int]] | None
+    steps: Sequence[LayerStep], streams: Sequence[str] | None, layers: Mapping[str, Sequence[int]] | None
 ) -> dict[str, dict[str, AttentionView]]:
     """The self-attentions of chosen streams in chosen layers, by step and by stream, in the order of execution.
 
     Args:
         steps: The layers of the backbone.
-        streams: Streams that a config names.
+        streams: Streams that a config names; None: image and text.
         layers: Per stage, the layer indices that it chooses; stages left out: every layer.
 
     Raises:
@@ -253,4 +253,26 @@ def own_attentions(
             f"streams is {list(streams)} and layers {layers}: no such stream has a self-attention in these layers of this "
             "backbone, whose keys or weights the policy needs. Choose other layers or streams"
         )
+    return found
+
+
+def text_to_image_attentions(
+    steps: Sequence[LayerStep], layers: Mapping[str, Sequence[int]] | None
+) -> dict[str, dict[str, AttentionView]]:
+    """The attentions by which a text reads an image in chosen layers, by step and by the image's stream.
+
+    Args:
+        steps: The layers of the backbone.
+        layers: Per stage, the layer indices that a config chooses; stages left out: every layer.
+
+    Raises:
+        ValueError: If a stage or layer is unknown.
+    """
+    chosen = chosen_steps(steps, layers, "layers")
+    found: dict[str, dict[str, AttentionView]] = {}
+    for step in steps:
+        for name, layer in step.layers.items() if step.name in chosen else ():
+            for view in layer.attentions if modality(name) == "text" else ():
+                if modality(view.reads) == "image":
+                    found.setdefault(step.name, {})[view.reads] = view
     return found

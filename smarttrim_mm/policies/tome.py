@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from smarttrim_mm.layers.evidence import KEYS
-from smarttrim_mm.layers.views import LayerStep
+from smarttrim_mm.layers.views import LayerStep, modality
 from smarttrim_mm.ops.matching import bipartite_match, matching_multiply_adds, merge_counts
 from smarttrim_mm.policies.base import Knob, Policy, own_attentions
+from smarttrim_mm.policies.merging import free_rows, merge_of_rows, sizes_of
 from smarttrim_mm.registry import POLICIES
-from smarttrim_mm.structures import Decision, Evidence, Merge, Streams
+from smarttrim_mm.structures import Decision, Evidence, Streams
 
 
 @POLICIES.register_module()
@@ -23,7 +23,8 @@ class ToMe(Policy):
     instance's real tokens, as far as half of those that are left allows.
 
     Ours: the number follows the instance's own length, so that texts and images of several sizes can be merged; protected
-    tokens take no part (the paper: the class token).
+    tokens take no part (the paper: the class token). Without proportional attention, sizes are not followed: a token that
+    stands for several then counts once in a later mean.
 
     Args:
         steps: The layers of the backbone.
@@ -32,7 +33,7 @@ class ToMe(Policy):
         streams: Streams that are merged, in layers that have a self-attention of them; ``'image'`` stands for ``'image0'`` and
             ``'image1'`` as well.
         layers: Per stage, the layer indices at which tokens merge; stages left out: every layer.
-        proportional: Whether attention weighs keys by their sizes.
+        proportional: Whether tokens carry their sizes, by which means and attention weigh them.
 
     Raises:
         ValueError: If ``merge_ratio`` is outside [0, 0.5], or a stream, stage or layer is unknown.
@@ -56,9 +57,13 @@ class ToMe(Policy):
         self.set_knob(merge_ratio)
         self.proportional = proportional
         self.attentions = own_attentions(steps, streams, layers)
-        self.depth: dict[str, int] = {}
-        for depth, name in enumerate(self.attentions):
-            self.depth[name] = depth
+        self.depth: dict[tuple[str, str], int] = {}  # layers that merge before, by step and stream
+        merging: dict[str, int] = {}
+        for step, views in self.attentions.items():
+            for name in views:
+                self.depth[step, name] = merging.get(modality(name), 0)  # 'image0' goes on where 'image' was
+            for kind in {modality(name) for name in views}:
+                merging[kind] = merging.get(kind, 0) + 1
 
     @classmethod
     def example_configs(cls) -> dict[str, dict[str, Any]]:
@@ -78,13 +83,10 @@ class ToMe(Policy):
         for name, view in self.attentions[step.name].items():
             layout, keys = streams[name].layout, evidence[view.name].keys
             assert keys is not None
-            free = layout.to_rows((~layout.protected).long(), 0) > 0
-            counts = merge_counts(free.sum(1), self.depth[step.name], layout.full() * share)
+            free = free_rows(layout)
+            counts = merge_counts(free.sum(1), self.depth[step.name, name], layout.full() * share)
             place = bipartite_match(layout.to_rows(keys, 0.0), free, counts)
-            positions = layout.to_rows(layout.positions().expand(streams[name].x.shape[:-1]), 0)
-            into = layout.from_rows(positions.gather(1, place))
-            ones = torch.ones_like(into, dtype=torch.float32)
-            merge[name] = Merge(into, ones if layout.sizes is None else layout.sizes, self.proportional)
+            merge[name] = merge_of_rows(layout, place, sizes_of(layout), self.proportional)
         return Decision(merge=merge)
 
     def reads(self, step: LayerStep) -> frozenset[str]:

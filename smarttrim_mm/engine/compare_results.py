@@ -172,10 +172,11 @@ def _compute(run: Run, compute: Mapping[str, Any], spent: Mapping[Any, float], d
         "executed_multiply_adds": compute["executed_multiply_adds"],
         "speedup": compute["speedup"],
     }
-    if run.budget is not None:
-        numbers["speedup_error"] = compute["speedup"] / run.budget - 1
-    elif dense and spent.keys() == dense.keys():  # a model of its own is held against the comparison's dense model
+    own = run.budget is None or run.variant.sliced  # a model of its own is held against the comparison's dense model
+    if own and dense and spent.keys() == dense.keys():
         numbers["speedup"] = sum(dense.values()) / sum(spent.values())
+    if run.budget is not None:
+        numbers["speedup_error"] = numbers["speedup"] / run.budget - 1
     return numbers
 
 
@@ -188,7 +189,7 @@ def _calibration(run: Run) -> dict[str, Any]:
 
 def _markers(run: Run) -> list[dict[str, Any]]:
     found = []
-    for name in ("calibrate_start", "train", "calibrate", "test", "benchmark"):
+    for name in ("calibrate_start", "train", "calibrate", "slice", "test", "benchmark"):
         path = run.folder / "stages" / f"{name}.json"
         if path.is_file():
             try:

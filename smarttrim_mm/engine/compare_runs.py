@@ -67,6 +67,8 @@ class Run:
 
     def weights(self) -> Path:
         """The checkpoint that is tested."""
+        if self.variant.sliced:
+            return self.folder / "sliced.pth"
         return self.folder / "calibrated.pth" if self.variant.calibrated else self.trained()
 
     def trained(self) -> Path:
@@ -94,6 +96,9 @@ class Run:
             )
         if variant.calibrated:
             found.append(self._calibrate("calibrate", self.trained, self.folder / "calibrated.pth"))
+        if variant.sliced:
+            title, settings = f"{self.title}: slice", variant.data_settings("test")
+            found.append(tools.slice("slice", title, source=self.trained, out=self.weights(), settings=settings))
         found.append(
             tools.test(
                 "test",
@@ -167,7 +172,7 @@ def plan_runs(plan: ComparePlan, dense: Variant, variants: Sequence[Variant], ro
         source = given or own.trained
         for variant in variants:
             needs = own if given is None and variant.source is not None else None
-            budgets = (variant.row.budgets or plan.budgets) if variant.calibrated else (None,)
+            budgets = (variant.row.budgets or plan.budgets) if variant.calibrated or variant.sliced else (None,)
             shared = (seed, root, plan.margin, source, variant.row.train, needs)
             runs += [Run(variant, budget, *shared) for budget in budgets]
     return runs

@@ -72,6 +72,11 @@ class Variant:
         return first and self.calibrated and self.row.train and self.row.from_dense
 
     @property
+    def sliced(self) -> bool:
+        """Whether what its training chose is sliced off afterwards: its budget is that of the search."""
+        return self.policy.searches and self.row.train and not self.row.fixed
+
+    @property
     def same_as_dense(self) -> bool:
         """Whether it computes what the comparison's dense model does, with other weights."""
         return self.policy is Dense and self.backbone_of_dense
@@ -80,7 +85,7 @@ class Variant:
     def has_target(self) -> bool:
         """Whether its training has a target in multiply-adds, which the budget sets."""
         budget = self.cfg.model.get("budget")
-        return self.calibrated and budget is not None and "speedup" in budget
+        return (self.calibrated or self.sliced) and budget is not None and "speedup" in budget
 
     @property
     def draws(self) -> bool:

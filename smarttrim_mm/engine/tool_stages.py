@@ -101,6 +101,22 @@ class ToolStages:
 
         return Stage(name, title, "calibrate.py", arguments, settings, lambda: [source()], (out, folder / "calibration.json"))
 
+    def slice(self, name: str, title: str, *, source: Source, out: Path, settings: Mapping[str, Any]) -> Stage:
+        """Takes away for good what a search chose.
+
+        Args:
+            name: Of the stage.
+            title: What it does, for the console.
+            source: The checkpoint of the search's end.
+            out: The smaller one.
+            settings: What in the config its result depends on.
+        """
+
+        def arguments() -> list[str]:
+            return [self._shown(self.config), self._shown(source()), "--out", self._shown(out)]
+
+        return Stage(name, title, "slice.py", arguments, settings, lambda: [source()], (out,))
+
     def test(
         self,
         name: str,

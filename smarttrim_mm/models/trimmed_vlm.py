@@ -142,6 +142,7 @@ class TrimmedVLM(BaseModel):
                 losses["loss_dense_task"] = self.distillation.dense_task_weight * dense
         if self.budget is not None:
             losses |= self.budget(record)
+        losses |= self.policy.losses(record)
         return losses | _scalars(logits, inputs.targets, record), logits
 
     @torch.inference_mode()

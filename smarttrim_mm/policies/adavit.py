@@ -116,7 +116,7 @@ class AdaViT(Policy):
 
     def before_layer(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> Decision:
         own = {name: streams[name].guide() for name in step.layers if name in streams}
-        run = {}
+        run: dict[str, Tensor] = {}
         for name, scorer in _of(step, self.parts, step.layers).items():
             run.update(zip([f"{name}.{part}" for part in PARTS], self._gate(scorer(own[name])).unbind(1), strict=True))
         return Decision(

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from smarttrim_mm.ops.gates import gumbel_keep, threshold_keep
+from smarttrim_mm.ops.gates import gumbel_keep, straight_through, threshold_keep
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 10.0])
@@ -61,3 +61,12 @@ def test_the_threshold_is_a_probability():
     assert threshold_keep(logits, 0.5).tolist() == [False, True, True, True]
     assert threshold_keep(logits, 0.9).tolist() == [False, False, False, True]
     assert threshold_keep(logits, 0.1).tolist() == [True, True, True, True]
+
+
+def test_hard_decisions_with_the_gradient_of_soft_ones():
+    logits = torch.linspace(-30, 30, 1001, requires_grad=True)
+    soft = logits.sigmoid()
+    hard = straight_through(soft, logits >= 0)
+    assert torch.equal(hard, (logits >= 0).float())  # exactly 0 or 1
+    hard.sum().backward()
+    torch.testing.assert_close(logits.grad, (soft * (1 - soft)).detach())

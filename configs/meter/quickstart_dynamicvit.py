@@ -11,3 +11,5 @@ model = dict(
     distillation=dict(weight=0.5),
     budget=None,
 )
+# The noise stays: inference takes the best tokens, it does not threshold, so that there is nothing to anneal to.
+custom_hooks = [dict(type="CurriculumHook", schedule="linear", end=0.4)]

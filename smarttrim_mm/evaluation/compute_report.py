@@ -12,7 +12,7 @@ from smarttrim_mm.registry import METRICS
 from smarttrim_mm.utils.checkpoint_io import write_atomically
 
 _MILLION = 1e6
-_RATIOS = ("kept/", "heads/")
+_RATIOS = ("kept/", "heads/", "runs/")
 
 
 @METRICS.register_module()
@@ -24,8 +24,9 @@ class ComputeReport(BaseMetric):
     Metrics: ``multiply_adds`` (mean over samples of what the decisions leave), its spread ``multiply_adds_p05``,
     ``multiply_adds_p95`` and ``multiply_adds_std``; ``dense_multiply_adds``; ``executed_multiply_adds`` (what really
     ran); ``speedup`` (dense mean / decided mean, of the whole model); ``packed`` (share of the samples that ran packed; the
-    others ran in dense shapes, in batches below the model's ``packed_from``; where a test tells); ``kept/<step>/<stream>``
-    and ``heads/<step>/<attention>``.
+    others ran in dense shapes, in batches below the model's ``packed_from``; where a test tells); ``kept/<step>/<stream>``,
+    ``heads/<step>/<attention>`` and, of parts of layers that may be skipped, the share of samples that run them,
+    ``runs/<step>/<part>``.
 
     Args:
         out_file: Also write them to this file as JSON, with the number of samples and the units; None: do not.

@@ -287,4 +287,5 @@ def _scalars(logits: Tensor | PairLogits, targets: Targets | None, record: TrimR
             "multiply_adds": decided / 1e6,
             **{f"kept/{key}": ratio.mean() for key, ratio in record.kept().items()},
             **{f"heads/{key}": ratio.mean() for key, ratio in record.heads().items()},
+            **{f"runs/{key}": ratio.mean() for key, ratio in record.runs().items()},
         }

@@ -85,6 +85,15 @@ def test_every_stage_begins_anew(make_model, make_inputs):
     assert not any(map(any, ran.values()))  # the first layer of each stage ran, no other did
 
 
+def test_reports_say_what_ran(make_model, make_inputs):
+    model = make_model({"type": "MuE", "similarity": -1.0, "streams": ["image"]}, IMAGE)
+    summary = traced(model, make_inputs(model), "packed").summary()
+    assert summary["runs/image.1/image.mlp"].tolist() == [0.0] * 6
+    assert "runs/image.0/image.mlp" not in summary
+    losses = model.train().loss(make_inputs(model))
+    assert losses["runs/image.1/image.attention"] == 0
+
+
 def test_what_is_skipped_is_not_executed(make_model, make_inputs):
     model = make_model({"type": "MuE", "similarity": -1.0, "streams": ["image"]}, IMAGE)
     inputs = make_inputs(model)

@@ -25,9 +25,9 @@ class AdaViT(Policy):
     sub-layers. Trained, decisions are hard Gumbel-sigmoid samples with straight-through gradients; at inference a threshold.
     Of the published policies it is SmartTrim's closest learned rival: the same three ingredients, without the other modality.
 
-    The usage loss is 2 |mean usage - target| of tokens, of heads and of sub-layers each, with targets of 0.5: so the published
-    code. ``usage_weight=0`` leaves it to a budget loss of the model, which sets all learned policies the same target
-    (``ComputeBudget``).
+    The usage loss is 2 |mean usage - target| of tokens, of heads and of sub-layers each, with targets of 0.5, a temperature of 5
+    and a threshold of 0.5: so the published code. ``usage_weight=0`` leaves it to a budget loss of the model, which sets all
+    learned policies the same target (``ComputeBudget``).
 
     Ours: a token once dropped stays dropped; texts and cross-attentions are decided on too, each by the guide token of its
     own stream; protected tokens are neither dropped nor counted; the targets fall from 1 with the curriculum; at first
@@ -144,8 +144,8 @@ class AdaViT(Policy):
                 free = layout.full() - layout.floor()
                 share = (layout.counts() - layout.floor()) / free.clamp(min=1)
                 usage["token"].append(torch.where(free > 0, share, 1.0).mean())  # a text may have no words
-            usage["head"] += [gate.mean() for gate in entry.heads.values()]
-            usage["part"] += [gate.mean() for gate in entry.run.values()]
+            usage["head"] += [gate.float().mean() for gate in entry.heads.values()]
+            usage["part"] += [gate.float().mean() for gate in entry.run.values()]
         losses = {}
         for kind, means in usage.items():
             target = 1 + self.progress * (self.targets[kind] - 1)

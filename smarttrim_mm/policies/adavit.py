@@ -25,8 +25,8 @@ class AdaViT(Policy):
     sub-layers. Trained, decisions are hard Gumbel-sigmoid samples with straight-through gradients; at inference a threshold.
     Of the published policies it is SmartTrim's closest learned rival: the same three ingredients, without the other modality.
 
-    The usage loss is 2 |mean usage - target| of tokens, of heads and of sub-layers each, with targets of 0.5; the temperature is
-    5 and the threshold 0.5: so the published code. ``usage_weight=0`` leaves it to a budget loss of the model, which sets all
+    The usage loss is 2 |mean usage - target| of tokens, of heads and of sub-layers each, with targets of 0.5; the temperature
+    is 5, the threshold 0.5: so the published code. ``usage_weight=0`` leaves it to a budget loss of the model, which sets all
     learned policies the same target (``ComputeBudget``).
 
     Ours: a token once dropped stays dropped; texts and cross-attentions are decided on too, each by the guide token of its

@@ -116,6 +116,19 @@ class PaddedLayout:
         weight = self.gate.to(x.dtype).unsqueeze(-1)
         return (x * weight).sum(1) / weight.sum(1)
 
+    def mean(self, values: Tensor, marked: Tensor | None = None) -> Tensor:
+        """Mean over the kept tokens, in fp32; differentiable in the gate.
+
+        Args:
+            values: [B, N, C].
+            marked: Which of them count, bool [B, N]; None: all.
+
+        Returns:
+            [B, C], zeros where none counts.
+        """
+        weight = (self.gate if marked is None else self.gate * marked).unsqueeze(-1)
+        return (values.float() * weight).sum(1) / weight.sum(1).clamp(min=1)
+
     def to_grid(self, values: Tensor, fill: float) -> Tensor:
         """Per-token values with ``fill`` wherever no token is kept, [B, N]."""
         return values.masked_fill(~self.kept_grid(), fill)
@@ -254,6 +267,21 @@ class PackedLayout:
             return x.index_select(0, self.cu_seqlens[:-1])
         total = x.new_zeros(self.batch_size, x.shape[1]).index_add_(0, self.instance, x)
         return total / self.counts().to(x.dtype).unsqueeze(-1)
+
+    def mean(self, values: Tensor, marked: Tensor | None = None) -> Tensor:
+        """Mean over the kept tokens, in fp32.
+
+        Args:
+            values: [S, C].
+            marked: Which of them count, bool [S]; None: all.
+
+        Returns:
+            [B, C], zeros where none counts.
+        """
+        weight = torch.ones_like(self.source, dtype=torch.float32) if marked is None else marked.float()
+        total = weight.new_zeros(self.batch_size, values.shape[1])
+        total = total.index_add(0, self.instance, values.float() * weight.unsqueeze(1))
+        return total / weight.new_zeros(self.batch_size).index_add(0, self.instance, weight).clamp(min=1).unsqueeze(1)
 
     def to_grid(self, values: Tensor, fill: float) -> Tensor:
         """Per-token values laid over the original positions, ``fill`` elsewhere, [B, N]."""

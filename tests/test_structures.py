@@ -90,6 +90,24 @@ def test_without_a_guide_token_the_kept_ones_speak(stream):
     assert torch.equal(mean.layout.protected, last & VALID)
 
 
+def test_means_are_of_what_is_kept_and_marked(stream):
+    keep = torch.tensor([[True, True, False, True], [True, True, True, True]])
+    packed = stream.pack()
+    for one in (stream.select(keep), packed.select(packed.layout.from_grid(keep))):
+        free = ~one.layout.protected
+        assert one.layout.mean(one.x).tolist() == [[pytest.approx(4 / 3)], [10.5]]  # 0, 1 and 3; 10 and 11, no padding
+        assert one.layout.mean(one.x, free).tolist() == [[1.0], [0.0]]  # the second has none that is not protected
+        assert one.layout.mean(one.x.bfloat16()).dtype == torch.float32
+
+
+def test_the_mean_is_differentiable_in_the_gate(stream):
+    keep = torch.ones(2, 4, requires_grad=True)
+    one = stream.select(keep)
+    one.layout.mean(one.x).sum().backward()
+    # the mean of 0, 1, 2 and 3 is 1.5: dropping one moves it by (x - 1.5) / 4; protected and padded tokens have no say
+    assert keep.grad.tolist() == [[0, -0.125, 0.125, 0], [0, 0, 0, 0]]
+
+
 def test_expand_repeats_instances(stream):
     index, ids = torch.tensor([1, 0, 1]), torch.tensor([4, 5, 6])
     keep = torch.tensor([[False, True, False, False], [True, True, True, True]])

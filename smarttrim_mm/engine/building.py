@@ -22,13 +22,16 @@ __all__ = ["build_loader", "build_model", "model_batches", "read_config"]
 SPLITS = ("train", "val", "test")
 
 
-def build_model(cfg: Config, checkpoint: str | None = None, device: torch.device | str | None = None) -> TrimmedVLM:
+def build_model(
+    cfg: Config, checkpoint: str | None = None, device: torch.device | str | None = None, *, for_counts: bool = False
+) -> TrimmedVLM:
     """Builds a config's model, ready for inference.
 
     Args:
         cfg: The config.
         checkpoint: File of the weights; None: they stay random.
         device: Where it runs; None: the device at hand.
+        for_counts: Whether only how much is kept matters, so that a policy whose knob alone says so need not be trained.
 
     Returns:
         The model, in evaluation mode.
@@ -51,7 +54,8 @@ def build_model(cfg: Config, checkpoint: str | None = None, device: torch.device
     if checkpoint is not None:
         content = load_checkpoint_file(checkpoint)
         weights = content.get("state_dict", content)
-        check_policy_weights(model, weights, checkpoint)
+        if not (for_counts and model.policy.counts_fixed):
+            check_policy_weights(model, weights, checkpoint)
         model.load_state_dict(weights, strict=False)  # the model itself refuses weights of another architecture
     return model.to(get_device() if device is None else device).eval()
 

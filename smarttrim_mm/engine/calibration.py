@@ -311,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> Calibration:
     if args.max_batches is not None and args.max_batches < 1:
         raise ValueError(f"--max-batches is {args.max_batches}; expected at least 1, or leave it out for all")
     cfg = read_config(args.config, args.cfg_options)
-    model = build_model(cfg, args.checkpoint)
+    model = build_model(cfg, args.checkpoint, for_counts=True)
     knob = check_request(model, args.speedup, args.margin, args.tolerance)
     loader = build_loader(cfg, "val", model)
     per_pass = len(loader) if args.max_batches is None else min(len(loader), args.max_batches)

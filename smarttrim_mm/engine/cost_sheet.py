@@ -130,7 +130,8 @@ class Place:
     Attributes:
         name: In words.
         best: Speed-up of the whole model if it alone were cut to its least at every layer, decided for free.
-        best_of_policy: Likewise as far as the config's policy may cut there, its own compute counted; None: it may not.
+        best_of_policy: Likewise as far as the config's policy may cut there, its own compute counted, and with the parts of
+            layers skipped that it may skip; None: it may not.
     """
 
     name: str

@@ -12,7 +12,7 @@ from smarttrim_mm.registry import METRICS
 from smarttrim_mm.utils.checkpoint_io import write_atomically
 
 _MILLION = 1e6
-_RATIOS = ("kept/", "heads/")
+_RATIOS = ("kept/", "heads/", "runs/")
 
 
 @METRICS.register_module()
@@ -26,7 +26,8 @@ class ComputeReport(BaseMetric):
     ran); ``speedup`` (dense mean / decided mean, of the whole model); ``packed`` (share of the samples that ran packed; the
     others ran in dense shapes, as the model's ``packed_from`` has it; where a test tells); of a sliced model,
     ``unsliced_multiply_adds`` (the dense model before it was sliced; ``dense_multiply_adds`` and ``speedup`` are those of the
-    sliced one); ``kept/<step>/<stream>`` and ``heads/<step>/<attention>``.
+    sliced one); ``kept/<step>/<stream>``, ``heads/<step>/<attention>`` and, of parts of layers that may be skipped, the share
+    of samples that run them, ``runs/<step>/<part>``.
 
     Args:
         out_file: Also write them to this file as JSON, with the number of samples and the units; None: do not.

@@ -8,8 +8,8 @@ from mmengine.runner import LogProcessor, Runner
 
 from smarttrim_mm.registry import LOG_PROCESSORS
 
-_RATIO = re.compile(r"(?:^|/)(kept|heads)/([^/\s]+)/([^/\s]+)$")
-_PRINTED_RATIO = re.compile(r"(?:\S+/)?(?:kept|heads)/[^/\s]+/[^/\s]+: \S+ *")
+_RATIO = re.compile(r"(?:^|/)(kept|heads|runs)/([^/\s]+)/([^/\s]+)$")
+_PRINTED_RATIO = re.compile(r"(?:\S+/)?(?:kept|heads|runs)/[^/\s]+/[^/\s]+: \S+ *")
 
 
 @LOG_PROCESSORS.register_module()
@@ -26,7 +26,7 @@ class TrimLogProcessor(LogProcessor):
 
     def __init__(
         self,
-        mean_pattern: str = r".*(loss|time|grad_norm|accuracy|speedup|multiply_adds|kept/|heads/).*",
+        mean_pattern: str = r".*(loss|time|grad_norm|accuracy|speedup|multiply_adds|kept/|heads/|runs/).*",
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("by_epoch", False)
@@ -69,26 +69,28 @@ def summarise_ratios(scalars: dict[str, Any]) -> str:
     """Lists kept ratios in the order of the layers.
 
     Args:
-        scalars: By name; ``kept/<step>/<stream>`` and ``heads/<step>/<attention>`` are ratios in 0-1, others are ignored.
+        scalars: By name; ``kept/<step>/<stream>``, ``heads/<step>/<attention>`` and ``runs/<step>/<part>`` are ratios in 0-1,
+            others are ignored.
 
     Returns:
-        For instance ``kept image 1.00x2 .97 | text 1.00 | fusion.image .85 | heads .98``; the heads' is a mean.
+        For instance ``kept image 1.00x2 .97 | text 1.00 | fusion.image .85 | heads .98``; those of the heads, and of parts that
+        may be skipped, are means.
     """
     kept: dict[str, list[float]] = {}
-    heads: list[float] = []
+    means: dict[str, list[float]] = {}
     for name, value in scalars.items():
         match = _RATIO.search(name)
         if match is None:
             continue
         kind, step, owner = match.groups()
-        if kind == "heads":
-            heads.append(float(value))
+        if kind != "kept":
+            means.setdefault(kind, []).append(float(value))
         else:
             stage = step.split(".")[0]
             kept.setdefault(owner if owner == stage else f"{stage}.{owner}", []).append(float(value))
     parts = [f"{name} {_runs(values)}" for name, values in kept.items()]
     line = f"kept {' | '.join(parts)}" if parts else ""
-    return " | ".join(filter(None, [line, f"heads {_ratio(sum(heads) / len(heads))}" if heads else ""]))
+    return " | ".join(filter(None, [line, *(f"{kind} {_ratio(sum(each) / len(each))}" for kind, each in means.items())]))
 
 
 def _runs(values: list[float]) -> str:

@@ -411,7 +411,7 @@ class TrimRecord:
         """What each sample took, by name, fp32 [G] each.
 
         Multiply-adds: ``multiply_adds`` (decided), ``dense_multiply_adds``, ``executed_multiply_adds`` (the batch's mean for
-        all). Ratios in 0-1: ``kept/<step>/<stream>`` and ``heads/<step>/<attention>``.
+        all). Ratios in 0-1: ``kept/<step>/<stream>``, ``heads/<step>/<attention>`` and ``runs/<step>/<part>``.
         """
         decided = self.multiply_adds()
         return {
@@ -420,6 +420,7 @@ class TrimRecord:
             "executed_multiply_adds": torch.full_like(decided, self.executed_multiply_adds()),
             **{f"kept/{key}": ratio for key, ratio in self.kept().items()},
             **{f"heads/{key}": ratio for key, ratio in self.heads().items()},
+            **{f"runs/{key}": ratio for key, ratio in self.runs().items()},
         }
 
     def kept(self) -> dict[str, Tensor]:
@@ -445,6 +446,12 @@ class TrimRecord:
     def per_sample(self, entry: StepRecord, cost: Tensor) -> Tensor:
         """Sums compute by instance of an entry, [B], over samples: [G]."""
         return self._per_sample(cost, entry.rows)
+
+    def runs(self) -> dict[str, Tensor]:
+        """Per ``'<step>/<part>'`` (``'image.3/image.mlp'``) that may be skipped, 1 where it ran, fp32 [G]; a sample's mean."""
+        return self._means(
+            (f"{entry.step.name}/{part}", gate.float(), entry.rows) for entry in self.steps for part, gate in entry.run.items()
+        )
 
     def _overhead(self, entry: StepRecord) -> Tensor | float:
         return self.policy.multiply_adds(entry.step, {name: layout.counts() for name, layout in entry.before.items()})

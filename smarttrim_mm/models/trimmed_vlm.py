@@ -178,6 +178,7 @@ class TrimmedVLM(BaseModel):
                 losses["loss_dense_task"] = self.distillation.dense_task_weight * dense
         if self.budget is not None:
             losses |= self.budget(record)
+        losses |= self.policy.losses(record)
         return losses | _scalars(logits, inputs.targets, record), logits
 
     @torch.inference_mode()
@@ -348,4 +349,5 @@ def _scalars(logits: Tensor | PairLogits, targets: Targets | None, record: TrimR
             "multiply_adds": decided / 1e6,
             **{f"kept/{key}": ratio.mean() for key, ratio in record.kept().items()},
             **{f"heads/{key}": ratio.mean() for key, ratio in record.heads().items()},
+            **{f"runs/{key}": ratio.mean() for key, ratio in record.runs().items()},
         }

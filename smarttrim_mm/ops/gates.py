@@ -26,8 +26,20 @@ def gumbel_keep(logits: Tensor, temperature: float, noise: float = 1.0) -> Tenso
     logits = logits.float()
     uniform = torch.rand_like(logits).clamp_(1e-6, 1 - 1e-6)
     soft = torch.sigmoid((logits + noise * torch.logit(uniform)) / temperature)
-    hard = (soft > 0.5).to(soft.dtype)
-    return (hard - soft).detach() + soft
+    return straight_through(soft, soft > 0.5)
+
+
+def straight_through(soft: Tensor, hard: Tensor) -> Tensor:
+    """Hard decisions with the gradient of soft ones (Bengio et al., arXiv 1308.3432).
+
+    Args:
+        soft: In [0, 1], any shape.
+        hard: Whether they are at least 0.5, bool, shaped likewise.
+
+    Returns:
+        Exactly 0 or 1, of the dtype of ``soft``.
+    """
+    return (hard.to(soft.dtype) - soft).detach() + soft
 
 
 def threshold_keep(logits: Tensor, threshold: float) -> Tensor:

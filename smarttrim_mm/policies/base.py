@@ -5,13 +5,14 @@ It never touches a backbone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from smarttrim_mm.layers.record import TrimRecord
 from smarttrim_mm.layers.views import AttentionView, LayerStep, LayerView, modality
 from smarttrim_mm.structures import Decision, Evidence, Scores, Streams
 
@@ -148,6 +149,14 @@ class Policy(nn.Module):
         """
         return 0.0
 
+    def losses(self, record: TrimRecord) -> dict[str, Tensor]:
+        """Losses of the policy's own in training, by names with ``'loss'``, scalars.
+
+        Args:
+            record: What was decided for the batch, with its gradients.
+        """
+        return {}
+
     def set_curriculum(self, progress: float) -> None:
         """Moves the policy between keeping everything (0) and its final strength (1)."""
         self.progress = progress
@@ -203,6 +212,26 @@ def is_chosen(stream: str, streams: Sequence[str]) -> bool:
     return stream in streams or modality(stream) in streams
 
 
+def check_layers(argument: str, layers: Any) -> None:
+    """Checks that what a config chooses layers by has the form that it should have.
+
+    Args:
+        argument: Name of the config's argument, for messages.
+        layers: Its value.
+
+    Raises:
+        ValueError: If it is neither None nor lists by stage.
+    """
+    lists = isinstance(layers, Mapping) and all(
+        isinstance(each, Sequence) and not isinstance(each, str) for each in layers.values()
+    )
+    if layers is not None and not lists:
+        raise ValueError(
+            f"{argument} is {layers!r}; expected lists of layer indices by stage, such as {{'image': [2, 5, 8], 'text': []}}: "
+            "an empty list leaves a stage out, a stage that is not named has all its layers chosen"
+        )
+
+
 def chosen_steps(steps: Sequence[LayerStep], layers: Mapping[str, Sequence[int]] | None, argument: str) -> set[str]:
     """Names of the steps that a config chooses.
 
@@ -212,8 +241,9 @@ def chosen_steps(steps: Sequence[LayerStep], layers: Mapping[str, Sequence[int]]
         argument: Name of the config's argument, for messages.
 
     Raises:
-        ValueError: If it names an unknown stage or layer.
+        ValueError: If it names an unknown stage or layer, or holds no lists.
     """
+    check_layers(argument, layers)
     known: dict[str, set[int]] = {}
     for step in steps:
         known.setdefault(step.stage, set()).add(step.index)
@@ -224,6 +254,28 @@ def chosen_steps(steps: Sequence[LayerStep], layers: Mapping[str, Sequence[int]]
         if beyond:
             raise ValueError(f"{argument} names layers {beyond} of stage {stage!r}, which has layers 0 to {max(known[stage])}")
     return {step.name for step in steps if layers is None or step.index in layers.get(step.stage, (step.index,))}
+
+
+def cuts_so_far(steps: Sequence[LayerStep], streams: Sequence[str], chosen: Container[str]) -> dict[tuple[str, str], int]:
+    """How many of the chosen steps have a stream, up to and with each of them; a stream that begins anew is counted anew.
+
+    Args:
+        steps: The layers of the backbone, in order of execution.
+        streams: Streams that a config names.
+        chosen: Names of the steps.
+
+    Returns:
+        By the names of step and stream, 1 at the first.
+    """
+    depth: dict[tuple[str, str], int] = {}
+    seen: dict[str, int] = {}
+    for step in steps:
+        seen = {stream: count for stream, count in seen.items() if stream not in step.anew}
+        for stream in step.streams() if step.name in chosen else ():
+            if is_chosen(stream, streams):
+                # 'image0' goes on where 'image' was
+                depth[step.name, stream] = seen[stream] = seen.get(stream, seen.get(modality(stream), 0)) + 1
+    return depth
 
 
 def own_attentions(

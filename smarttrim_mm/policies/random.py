@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smarttrim_mm.layers.views import LayerStep, modality
+from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.ops.ranking import hash_uniform, keep_top
-from smarttrim_mm.policies.base import Knob, Policy, check_streams, chosen_steps, is_chosen
+from smarttrim_mm.policies.base import Knob, Policy, check_streams, chosen_steps, cuts_so_far
 from smarttrim_mm.registry import POLICIES
 from smarttrim_mm.structures import Decision, Streams
 
@@ -50,18 +50,9 @@ class Random(Policy):
             raise ValueError(f"keep_ratio is {keep_ratio}; expected a number in (0, 1], 1 keeps every token")
         self.set_knob(1 - keep_ratio)
         self.seed = seed
-        self.depth: dict[tuple[str, str], int] = {}
         streams = check_streams(steps, streams)
-        chosen = chosen_steps(steps, layers, "layers")
-        seen: dict[str, int] = {}
-        for number, step in enumerate(steps):
-            seen = {stream: depth for stream, depth in seen.items() if stream not in step.anew}
-            for stream in step.streams() if step.name in chosen else ():
-                if is_chosen(stream, streams):
-                    # 'image0' goes on where 'image' was
-                    seen[stream] = seen.get(stream, seen.get(modality(stream), 0)) + 1
-                    self.depth[step.name, stream] = seen[stream]
-            self.depth[step.name, ""] = number
+        self.depth = cuts_so_far(steps, streams, chosen_steps(steps, layers, "layers"))
+        self.number = {step.name: number for number, step in enumerate(steps)}
 
     @classmethod
     def example_configs(cls) -> dict[str, dict[str, Any]]:
@@ -75,8 +66,8 @@ class Random(Policy):
             if depth is None:
                 continue
             layout = stream.layout
-            number = self.depth[step.name, ""]
-            scores = hash_uniform(layout.per_token(layout.ids), layout.positions(), 1000 * self.seed + number)
+            seed = 1000 * self.seed + self.number[step.name]
+            scores = hash_uniform(layout.per_token(layout.ids), layout.positions(), seed)
             scores = scores.expand(stream.x.shape[:-1]).masked_fill(layout.protected, 2.0)
             counts = torch.ceil(layout.full() * keep_ratio**depth - 1e-4).long()  # 1e-4: float error is no extra token
             keep[name] = layout.from_grid(keep_top(layout.to_grid(scores, -torch.inf), counts))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from smarttrim_mm.layers.views import LayerStep, modality
 from smarttrim_mm.ops.gates import gumbel_keep, keep_at_least, threshold_keep
-from smarttrim_mm.policies.base import Knob, Policy, check_streams, chosen_steps, is_chosen
+from smarttrim_mm.policies.base import Knob, Policy, check_layers, check_streams, chosen_steps, is_chosen
 from smarttrim_mm.registry import POLICIES, TRIMMERS
 from smarttrim_mm.structures import Decision, Scores, Streams, TokenStream
 from smarttrim_mm.trimmers.fused import FusedStep, FusedTrimmers, zero_multiply_adds
@@ -74,8 +74,8 @@ class SmartTrim(Policy):
             raise ValueError(f"noise is {noise}; expected a number >= 0, 1 samples from the keep probabilities")
         self.temperature, self.noise = temperature, noise
         self.set_knob(threshold)
-        _check_layers("token_layers", token_layers)
-        _check_layers("head_layers", head_layers)
+        check_layers("token_layers", token_layers)
+        check_layers("head_layers", head_layers)
         streams = check_streams(steps, streams)
         self.min_tokens = _least(min_tokens, streams)
         chosen_tokens = chosen_steps(steps, token_layers, "token_layers") if token_trimmer else set()
@@ -231,17 +231,6 @@ def _least(min_tokens: int | Mapping[str, int] | None, streams: Sequence[str]) -
     if unknown:
         raise ValueError(f"min_tokens names {unknown}; the policy trims {sorted(streams)}: name one of these streams")
     return by_stream
-
-
-def _check_layers(argument: str, layers: Any) -> None:
-    lists = isinstance(layers, Mapping) and all(
-        isinstance(each, Sequence) and not isinstance(each, str) for each in layers.values()
-    )
-    if layers is not None and not lists:
-        raise ValueError(
-            f"{argument} is {layers!r}; expected lists of layer indices by stage, such as {{'image': [2, 5, 8], 'text': []}}: "
-            "an empty list leaves a stage out, a stage that is not named is trimmed in every layer"
-        )
 
 
 def _key(step: LayerStep, name: str) -> str:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import smarttrim_mm
 from smarttrim_mm.ops import host
 from smarttrim_mm.structures import PackedLayout, PaddedLayout, TokenStream
-from smarttrim_mm.testing import backbone_cases
+from smarttrim_mm.testing import backbone_cases, policy_cases
 
 aten = torch.ops.aten
 # the size of what they give, or the number, is known to the device alone
@@ -178,6 +178,14 @@ def test_lengths_and_heads_are_read_and_nothing_else(build, inputs_of, backbone,
         assert 0 < watch.reads.pop("_apply") <= deciding, batch
         assert watch.reads.pop("start", 0) <= 1, batch  # checks that what has no guide token has protected ones
         assert watch.reads == {name: count for name, count in watch.due.items() if count}, batch
+
+
+@pytest.mark.parametrize("name", [name for name in policy_cases() if not name.startswith("Random/")])  # reads its knob
+def test_no_policy_reads_anything_itself(build, inputs_of, name, watch):
+    model = build(backbone_cases()["METER/text first"], policy_cases()[name])
+    traced(watch, model, inputs_of(model, lengths=[3, 8, 5]))  # SmartTrim reads its threshold once
+    traced(watch, model, inputs_of(model, lengths=[9, 4, 2, 7], image_index=[0, 0, 1, 1]))
+    assert not watch.others
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,9 @@ def test_budget_is_met_where_the_policy_may_cut(build, backbone, policy):
     everything = next(place for place in sheet.places if place.name == "everything")
     assert everything.best_of_policy == sheet.best_of_policy
     assert all(place.best <= everything.best for place in sheet.places)
-    assert all((place.best_of_policy or 0) <= place.best for place in sheet.places)
+    steps = [step for stage in model.backbone.steps.values() for step in stage]
+    if not any(model.policy.skips(step) for step in steps):  # tokens and heads cannot save what skipping layers can
+        assert all((place.best_of_policy or 0) <= place.best for place in sheet.places)
 
 
 def test_what_is_read_ahead_for_the_policy_is_planned(build, backbone, policy):

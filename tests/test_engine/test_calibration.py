@@ -189,6 +189,14 @@ def test_tool_refuses_a_policy_that_was_never_trained(small_config, small_checkp
         calibration.main([small_config("smarttrim"), source, "--out", str(tmp_path / "new.pth")])
 
 
+def test_tool_sets_the_counts_of_a_policy_that_is_yet_to_be_trained(small_config, small_checkpoint, tmp_path):
+    """Where the knob alone fixes them, whatever is learned: the training then aims at the wanted speed-up."""
+    source, out = small_checkpoint(small_config("dense")), str(tmp_path / "start.pth")
+    found = calibration.main([small_config("dynamicvit"), source, "--speedup", "1.2", "--out", out])
+    assert found.after.speedup >= 1.2
+    assert load_checkpoint_file(out)["state_dict"]["policy.knob_value"].item() == pytest.approx(found.after.knob)
+
+
 def test_tool_names_a_missing_config_and_a_wrong_number(small_config, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config 'none\.py'"):
         calibration.main(["none.py", "x.pth", "--out", "y.pth"])

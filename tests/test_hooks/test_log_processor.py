@@ -25,7 +25,13 @@ def test_layers_follow_each_other():
 
 
 @pytest.mark.parametrize(
-    "scalars, expected", [({}, ""), ({"heads/a.0/b": 0.5}, "heads .50"), ({"kept/a.0/a": 0.0}, "kept a .00")]
+    "scalars, expected",
+    [
+        ({}, ""),
+        ({"heads/a.0/b": 0.5}, "heads .50"),
+        ({"kept/a.0/a": 0.0}, "kept a .00"),
+        ({"heads/a.0/b": 0.5, "runs/a.0/a.mlp": 1.0, "runs/a.1/a.mlp": 0.5}, "heads .50 | runs .75"),
+    ],
 )
 def test_parts_may_be_missing(scalars, expected):
     assert summarise_ratios(scalars) == expected

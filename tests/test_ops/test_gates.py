@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from smarttrim_mm.ops.gates import gumbel_keep, keep_at_least, threshold_keep
+from smarttrim_mm.ops.gates import gumbel_keep, keep_at_least, straight_through, threshold_keep
 from smarttrim_mm.structures import TokenStream
 
 
@@ -122,3 +122,12 @@ def test_a_token_that_is_kept_as_one_of_too_few_passes_its_gradient(monkeypatch)
     keep = keep_at_least(gumbel_keep(logits, 1.0), logits, stream_of([[True] * 4]).layout, 2)
     keep.sum().backward()
     assert keep.tolist() == [[1, 1, 0, 0]] and (logits.grad > 0).all()
+
+
+def test_hard_decisions_with_the_gradient_of_soft_ones():
+    logits = torch.linspace(-30, 30, 1001, requires_grad=True)
+    soft = logits.sigmoid()
+    hard = straight_through(soft, logits >= 0)
+    assert torch.equal(hard, (logits >= 0).float())  # exactly 0 or 1
+    hard.sum().backward()
+    torch.testing.assert_close(logits.grad, (soft * (1 - soft)).detach())

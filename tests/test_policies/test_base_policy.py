@@ -1,6 +1,11 @@
-import pytest
+import re
+from types import SimpleNamespace
 
-from smarttrim_mm.policies.base import Knob, Policy, check_streams, chosen_steps
+import pytest
+import torch
+
+from smarttrim_mm.layers.record import TrimRecord
+from smarttrim_mm.policies.base import Knob, Policy, check_layers, check_streams, chosen_steps, cuts_so_far
 
 
 @pytest.fixture
@@ -18,6 +23,7 @@ def test_a_policy_keeps_everything_unless_it_says_so(steps):
     assert decision.keep == {} and decision.heads == {}
     assert policy.trims(steps[0]) == (frozenset(), frozenset())
     assert policy.multiply_adds(steps[0], {}) == 0
+    assert policy.losses(TrimRecord(torch.tensor([0]), policy)) == {}
     assert not policy.state_dict()
 
 
@@ -48,6 +54,28 @@ def test_chosen_steps(steps):
     assert chosen_steps(steps, None, "layers") == chosen_steps(steps, {}, "layers") == every
     some = chosen_steps(steps, {"image": [2], "text": []}, "layers")
     assert some == {"image.2", "fusion.0", "fusion.1"}
+
+
+def test_cuts_so_far(steps):
+    assert cuts_so_far(steps, ["image"], {"image.0", "image.2", "fusion.1", "text.0"}) == {
+        ("image.0", "image"): 1, ("image.2", "image"): 2, ("fusion.1", "image"): 3,
+    }  # fmt: skip
+
+
+def test_cuts_go_on_in_the_images_of_a_text_and_begin_anew_in_a_text_that_does():
+    once = SimpleNamespace(name="a.0", anew=frozenset(), streams=lambda: {"image": 8, "text": 8})
+    again = SimpleNamespace(name="b.0", anew=frozenset({"text"}), streams=lambda: {"image0": 8, "image1": 8, "text": 8})
+    assert cuts_so_far([once, again], ["image", "text"], {"a.0", "b.0"}) == {
+        ("a.0", "image"): 1, ("a.0", "text"): 1, ("b.0", "image0"): 2, ("b.0", "image1"): 2, ("b.0", "text"): 1,
+    }  # fmt: skip
+
+
+def test_layers_are_lists_by_stage(steps):
+    check_layers("layers", None)
+    check_layers("layers", {"image": [0], "text": ()})
+    for layers in ([1, 2], {"image": 1}, {"image": "1"}):
+        with pytest.raises(ValueError, match=rf"layers is {re.escape(repr(layers))}; expected lists of layer indices by stage"):
+            chosen_steps(steps, layers, "layers")
 
 
 def test_unknown_layers_stages_and_streams(steps):

@@ -427,6 +427,14 @@ class TrimRecord:
         """Per ``'<step>/<stream>'`` (``'image.3/image'``), the kept share of the real tokens, fp32 [G]."""
         return self._of_streams(lambda layout: layout.counts() / layout.full())
 
+    def kept_within(self) -> dict[str, Tensor]:
+        """Likewise, what a layer's MLP saw, of the streams that the policy may cut between attention and MLP."""
+        return self._means(
+            (f"{entry.step.name}/{name}", entry.after[name].counts() / entry.after[name].full(), entry.rows)
+            for entry in self.steps
+            for name in sorted(self.policy.reduces(entry.step) & entry.after.keys())
+        )
+
     def kept_tokens(self) -> dict[str, Tensor]:
         """Likewise, the number of the kept tokens; of what a sample has several instances of, the mean."""
         return self._of_streams(lambda layout: layout.counts())

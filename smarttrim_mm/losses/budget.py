@@ -74,7 +74,7 @@ class ComputeBudget(BudgetLoss):
 
 @MODELS.register_module()
 class RatioBudget(BudgetLoss):
-    """weight * (kept ratio - target)^2 for tokens and for heads, averaged over the trimmed layers.
+    """weight * (kept ratio - target)^2 for tokens and for heads, averaged over the places where they are trimmed.
 
     Args:
         token_ratio: Final target of the mean kept share of tokens, in (0, 1].
@@ -94,7 +94,8 @@ class RatioBudget(BudgetLoss):
 
     def forward(self, record: TrimRecord) -> dict[str, Tensor]:
         trimmed = {f"{step.step.name}/{name}" for step in record.steps for name in record.policy.trims(step.step)[0]}
-        tokens = _mean(ratio for key, ratio in record.kept().items() if key in trimmed)
+        before = [ratio for key, ratio in record.kept().items() if key in trimmed]
+        tokens = _mean([*before, *record.kept_within().values()])
         heads = _mean(record.heads().values())
         losses = {}
         if tokens is not None:

@@ -29,6 +29,11 @@ rows = [
     dict(name="MuE, untrained", config=_at("mue"), train=False, budgets=[1.5, 2.0]),  # 2.86x is the most
     dict(name="PyramidDrop, untrained", config=_at("pyramid-drop"), train=False),
     dict(name="ToMe, untrained", config=_at("tome"), train=False),
-    # two layers sooner than its own place, the last one, where 1.27x is the most
-    dict(name="VisionZip, untrained", config=_at("visionzip"), options={"model.policy.layers": {"image": [1]}}, train=False),
+    dict(
+        name="VisionZip, untrained",
+        config=_at("visionzip"),
+        options={"model.policy.layers": {"image": [1]}},  # its own place, the last layer, gains 1.27x at most, this one 2.78x
+        train=False,
+        budgets=[1.5, 2.0],
+    ),
 ]

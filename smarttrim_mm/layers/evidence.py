@@ -83,7 +83,9 @@ def looking_multiply_adds(step: LayerStep, looks: Looks, counts: Mapping[str, Te
             n, m = counts[name], counts[view.reads]
             n = n if view.first is None else torch.full_like(n, view.first)
             width = view.heads * view.head_width
-            if GUIDE_ROW in wanted:
+            if GUIDE_ROW in wanted and name in step.guideless:
+                wanted = wanted | {RECEIVED}
+            elif GUIDE_ROW in wanted:
                 total = total + m * width
             if RECEIVED in wanted:
                 total = total + n * m * width

@@ -18,6 +18,7 @@ from torch.nn.functional import dropout
 
 from smarttrim_mm.attention.base import ChosenAttention
 from smarttrim_mm.layers.cutting import Heads, Turns, apply_decision, is_padded, pack
+from smarttrim_mm.layers.decision_checks import check_first, check_looks, check_second
 from smarttrim_mm.layers.evidence import Looks, look_packed, look_padded
 from smarttrim_mm.layers.packed_heads import attend_packed
 from smarttrim_mm.layers.projections import project, projection_work, split_heads, weigh_by_size
@@ -100,9 +101,11 @@ def run_layer(
         (memories) come back as they were cut.
 
     Raises:
-        ValueError: If the policy wants to see an attention whose heads, or whose instances, it leaves out.
+        ValueError: If the policy decides what it may not decide there, or wants to see an attention whose heads, or whose
+            instances, it leaves out.
     """
     decision = policy.before_layer(step, streams, guides or {})
+    check_first(step, decision)
     before = {name: stream.layout for name, stream in streams.items()}
     cut = apply_decision(decision, streams)
     if pays is not None and is_padded(streams) and pays(step, cut.streams):
@@ -111,7 +114,7 @@ def run_layer(
     del streams  # what was dropped need not wait in memory while the layer runs
     reduces = policy.reduces(step)
     looks = policy.looks(step) if reduces else {}
-    _check_looks(step, looks, decision)
+    check_looks(step, looks, decision, current)
     if any(layer.owner.training for layer in step.layers.values()):
         token_wise = _EAGER
     run = _Run(policy.layers_of(step), cut.heads, cut.turns, looks, {}, attention, token_wise)
@@ -121,6 +124,7 @@ def run_layer(
     if reduces:
         asked = {name: replace(stream, x=stream.x[: stream.layout.rows]) for name, stream in current.items()}
         second = policy.after_attention(step, asked, run.seen, guides or {})
+        check_second(step, second, reduces)
         current = apply_decision(second, asked).streams
         after = {name: stream.layout for name, stream in current.items()}
         decision = replace(decision, merge=second.merge)
@@ -137,15 +141,6 @@ def run_layer(
         merged={name: Merged.of(merge, tokens[name]) for name, merge in decision.merge.items()},
     )
     return current, record
-
-
-def _check_looks(step: LayerStep, looks: Looks, decision: Decision) -> None:
-    partial_ = [name for name in looks if name in decision.heads or f"{name.rpartition('.')[0]}.attention" in decision.run]
-    if partial_:
-        raise ValueError(
-            f"{step.name}: the policy looks at {partial_} and leaves out heads or instances there; expected attentions that "
-            "run whole. Let it decide on heads in other layers"
-        )
 
 
 def _fill(step: LayerStep, streams: Mapping[str, TokenStream]) -> dict[str, TokenStream]:

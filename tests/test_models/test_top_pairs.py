@@ -15,6 +15,8 @@ from smarttrim_mm.testing import count_multiply_adds, random_inputs
 
 RANKING = {"num_classes": None, "head_name": "rank_output"}
 POLICIES = {
+    "merging": {"type": "ToMe", "merge_ratio": 0.2},
+    "exits, with notes": {"type": "MuE", "similarity": 0.5},
     "dense": "Dense",
     "random": {"type": "Random", "keep_ratio": 0.7},
     "smarttrim": {"type": "SmartTrim", "stable_init": False},

@@ -114,6 +114,30 @@ def test_attentions_that_do_not_run_whole_cannot_be_looked_at(encoder_layer, tok
     run_layer(step, streams, Looks("words.self", {}, run={"words.mlp": torch.tensor([1.0, 0, 1])}))
 
 
+def test_weights_of_all_pairs_are_not_kept_for_the_backward_pass(encoder_layer, tokens):
+    _, step = encoder_layer(True)
+    policy, kept = Looks("words.self", {}), []
+    x = tokens.clone().requires_grad_()
+
+    def note(tensor):
+        kept.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        run_layer(step, streams_of(x, None, False, 0), policy)
+    assert kept and (3, 4, 6, 6) not in kept and (12, 6, 6) not in kept
+    policy.seen.received.square().sum().backward()
+    found, x.grad = x.grad, None
+    layer = step.layers["words"]
+    q, k, _ = torch.nn.functional.linear(layer.attentions[0].norm(x), layer.owner.self_attn.in_proj_weight).add(
+        layer.owner.self_attn.in_proj_bias
+    ).view(3, 6, 3, 4, 4).permute(2, 0, 3, 1, 4)  # fmt: skip
+    weights = (q @ k.transpose(2, 3) / 2).masked_fill(~VALID[:, None, None], -torch.inf).softmax(-1)
+    received = (weights * VALID[:, None, :, None]).sum(2).mean(1) / VALID.sum(1, keepdim=True)
+    received.square().sum().backward()
+    torch.testing.assert_close(found, x.grad)
+
+
 def test_a_step_says_which_streams_have_no_guide_token(encoder_layer, tokens):
     _, step = encoder_layer(True)
     without = replace(step, guideless=frozenset({"words"}))

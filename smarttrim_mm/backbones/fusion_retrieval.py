@@ -238,7 +238,8 @@ class FusionRetriever(FusionBackbone):
     def embed(self, words: TokenStream) -> TokenStream:
         """Embeddings of a stream of token ids."""
         ids, places = words.x, words.layout.positions()
-        x = self.text_encoder.embeddings(input_ids=ids.view(-1, ids.shape[-1]), position_ids=places.view(1, -1))
+        rows = -1, ids.shape[-1]  # packed, one; else positions are of one row for all, or of each
+        x = self.text_encoder.embeddings(input_ids=ids.view(rows), position_ids=places.view(rows))
         return replace(words, x=x.view(*ids.shape, -1))
 
     def to_fuse(self, text: TokenStream, inputs: VLMInputs, execution: Execution) -> TokenStream:

@@ -36,7 +36,7 @@ class PartTimes:
             ("cutting", run_layer, "apply_decision"),
             ("projections", run_layer, "attend_packed"),
             ("drawing what is imposed", ImposedKeep, "before_layer"),
-            *(("deciding", kind, "before_layer") for kind in deciding - {ImposedKeep}),
+            *(("deciding", kind, name) for kind in deciding - {ImposedKeep} for name in ("before_layer", "after_attention")),
             *(("attention", kind, "__call__") for kind in ranked()),
             *(("MLPs", kind, "mlp_sublayer") for kind in (TokenWise, CompiledTokenWise)),
             *(("norms and sums", kind, "add_branch") for kind in (TokenWise, CompiledTokenWise)),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from smarttrim_mm.attention.base import HeadPlan
+from smarttrim_mm.layers.turns import Turns
 from smarttrim_mm.layouts import PackedLayout, PaddedLayout
 from smarttrim_mm.ops.host import to_host
 from smarttrim_mm.structures import Decision, Streams, TokenStream
@@ -30,21 +31,6 @@ class Heads:
         gate = self.gate.index_select(0, index)
         plan = self.plan
         return Heads(gate, None if plan is None else HeadPlan(plan.gate[index], tuple(plan.on[i] for i in chosen)))
-
-
-@dataclass(frozen=True)
-class Turns:
-    """Which instances run a part of a layer.
-
-    Attributes:
-        gate: Above 0 where an instance runs it, [B], with its gradient in training.
-        chosen: Those that do, on the host; None: streams are padded, and all are computed.
-        whole: Whether all do.
-    """
-
-    gate: Tensor
-    chosen: tuple[int, ...] | None
-    whole: bool
 
 
 @dataclass(frozen=True)
@@ -78,7 +64,7 @@ def pack(cut: Cut) -> Cut:
     heads, turns = cut.heads.values(), cut.turns.values()
     on_host = iter(to_host([each.gate > 0 for each in heads] + [each.gate > 0 for each in turns]))
     plans = {name: Heads(each.gate, HeadPlan.of(each.gate, next(on_host))) for name, each in cut.heads.items()}
-    return Cut(streams, plans, {name: _turns(each.gate, next(on_host)) for name, each in cut.turns.items()})
+    return Cut(streams, plans, {name: Turns.of(each.gate, next(on_host)) for name, each in cut.turns.items()})
 
 
 def _gate(decision: Decision, streams: Streams) -> Cut:
@@ -103,7 +89,7 @@ def _apply(decision: Decision, streams: Streams) -> Cut:
         x, layout = _packed(stream).take(stream.x, marks, cu_seqlens, ends)
         cut[name] = replace(stream, x=x, layout=layout)
     heads = {name: Heads(gate, HeadPlan.of(gate, next(on_host))) for name, gate in decision.heads.items()}
-    turns = {name: _turns(gate, next(on_host)) for name, gate in decision.run.items()}
+    turns = {name: Turns.of(gate, next(on_host)) for name, gate in decision.run.items()}
     return Cut(cut, heads, turns)
 
 
@@ -115,11 +101,6 @@ def _merge(decision: Decision, streams: Streams) -> tuple[dict[str, TokenStream]
         merged[name] = replace(streams[name], x=x, layout=layout)
         keep[name] = stays if name not in keep else keep[name] * stays
     return merged, keep
-
-
-def _turns(gate: Tensor, rows: Sequence[int]) -> Turns:
-    chosen = tuple(i for i, value in enumerate(rows) if value > 0)
-    return Turns(gate, chosen, len(chosen) == len(rows))
 
 
 def _packed(stream: TokenStream) -> PackedLayout:

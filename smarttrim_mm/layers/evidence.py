@@ -7,6 +7,7 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.structures import Evidence, PackedLayout, PaddedLayout
@@ -37,9 +38,11 @@ def look_padded(q: Tensor, k: Tensor, of_q: PaddedLayout, of_k: PaddedLayout, wa
     elif GUIDE_ROW in wanted:
         wanted = wanted | {RECEIVED}
     if RECEIVED in wanted:
-        weights = (q * scale @ k.transpose(-2, -1)).float().masked_fill(dropped[:, None, None], -torch.inf).softmax(-1)
-        asks = (of_q.gate > 0).float()[:, None, :, None]
-        received = (weights * asks).sum(2).mean(1) / asks.sum(2).squeeze(1)
+        given = (q * scale, k, of_q.gate > 0, dropped)
+        if torch.is_grad_enabled():  # few policies have a backward pass that needs the weights of all pairs: they are not kept
+            received = checkpoint(_received_padded, *given, use_reentrant=False, preserve_rng_state=False)
+        else:
+            received = _received_padded(*given)
     return _evidence(wanted, keys.mean(1) if KEYS in wanted else None, row, received)
 
 
@@ -83,7 +86,9 @@ def looking_multiply_adds(step: LayerStep, looks: Looks, counts: Mapping[str, Te
             n, m = counts[name], counts[view.reads]
             n = n if view.first is None else torch.full_like(n, view.first)
             width = view.heads * view.head_width
-            if GUIDE_ROW in wanted:
+            if GUIDE_ROW in wanted and name in step.guideless:
+                wanted = wanted | {RECEIVED}
+            elif GUIDE_ROW in wanted:
                 total = total + m * width
             if RECEIVED in wanted:
                 total = total + n * m * width
@@ -102,6 +107,13 @@ def _softmax_of_instances(scores: Tensor, layout: PackedLayout) -> Tensor:
     weights = (scores - top.index_select(0, layout.instance)).exp()
     total = torch.zeros_like(none).index_add(0, layout.instance, weights)
     return weights / total.index_select(0, layout.instance)
+
+
+def _received_padded(q: Tensor, k: Tensor, asks: Tensor, dropped: Tensor) -> Tensor:
+    """Mean attention received by the keys, [B, M], from tokens that ask, bool [B, N]; q is scaled, dropped is bool [B, M]."""
+    weights = (q @ k.transpose(-2, -1)).float().masked_fill(dropped[:, None, None], -torch.inf).softmax(-1)
+    each = asks.float()[:, None, :, None]
+    return (weights * each).sum(2).mean(1) / each.sum(2).squeeze(1)
 
 
 def _received(q: Tensor, k: Tensor, of_q: tuple[int, ...], of_k: tuple[int, ...]) -> Tensor:

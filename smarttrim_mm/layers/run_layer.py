@@ -6,7 +6,7 @@ padded streams (training: decisions are gates) and packed ones (inference: what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -17,12 +17,14 @@ from torch import Tensor
 from torch.nn.functional import dropout
 
 from smarttrim_mm.attention.base import ChosenAttention
-from smarttrim_mm.layers.cutting import Heads, Turns, apply_decision, is_padded, pack
+from smarttrim_mm.layers.cutting import Heads, apply_decision, is_padded, pack
+from smarttrim_mm.layers.decision_checks import check_first, check_looks, check_second
 from smarttrim_mm.layers.evidence import Looks, look_packed, look_padded
 from smarttrim_mm.layers.packed_heads import attend_packed
 from smarttrim_mm.layers.projections import project, projection_work, split_heads, weigh_by_size
 from smarttrim_mm.layers.record import Merged, StepRecord
 from smarttrim_mm.layers.token_wise import Map, TokenWise
+from smarttrim_mm.layers.turns import Ran, Turns, put_back, take_some, take_turns
 from smarttrim_mm.layers.views import AttentionView, JoinView, LayerStep, LayerView, MlpView, Sublayer
 from smarttrim_mm.ops.attention import padded_attention
 from smarttrim_mm.ops.device import to_device
@@ -100,9 +102,11 @@ def run_layer(
         (memories) come back as they were cut.
 
     Raises:
-        ValueError: If the policy wants to see an attention whose heads, or whose instances, it leaves out.
+        ValueError: If the policy decides what it may not decide there, or wants to see an attention whose heads, or whose
+            instances, it leaves out.
     """
     decision = policy.before_layer(step, streams, guides or {})
+    check_first(step, decision)
     before = {name: stream.layout for name, stream in streams.items()}
     cut = apply_decision(decision, streams)
     if pays is not None and is_padded(streams) and pays(step, cut.streams):
@@ -111,19 +115,21 @@ def run_layer(
     del streams  # what was dropped need not wait in memory while the layer runs
     reduces = policy.reduces(step)
     looks = policy.looks(step) if reduces else {}
-    _check_looks(step, looks, decision)
+    check_looks(step, looks, decision, current)
     if any(layer.owner.training for layer in step.layers.values()):
         token_wise = _EAGER
     run = _Run(policy.layers_of(step), cut.heads, cut.turns, looks, {}, attention, token_wise)
     tokens = {name: stream.layout for name, stream in current.items()}
     current, executed = _run_attentions(_fill(step, current), run)
     after: dict[str, Layout] = {}
+    merged: dict[str, Merged] = {}
     if reduces:
-        asked = {name: replace(stream, x=stream.x[: stream.layout.rows]) for name, stream in current.items()}
+        asked = {name: _unfilled(stream) for name, stream in current.items()}
         second = policy.after_attention(step, asked, run.seen, guides or {})
+        check_second(step, second, reduces)
         current = apply_decision(second, asked).streams
         after = {name: stream.layout for name, stream in current.items()}
-        decision = replace(decision, merge=second.merge)
+        merged = {name: Merged.of(merge, tokens[name]) for name, merge in second.merge.items()}
         current = _fill(step, current)
     current, work = _run_mlps(current, run)
     record = StepRecord(
@@ -134,18 +140,9 @@ def run_layer(
         executed=executed + work,
         after=after,
         run=dict(decision.run),
-        merged={name: Merged.of(merge, tokens[name]) for name, merge in decision.merge.items()},
+        merged=merged,
     )
     return current, record
-
-
-def _check_looks(step: LayerStep, looks: Looks, decision: Decision) -> None:
-    partial_ = [name for name in looks if name in decision.heads or f"{name.rpartition('.')[0]}.attention" in decision.run]
-    if partial_:
-        raise ValueError(
-            f"{step.name}: the policy looks at {partial_} and leaves out heads or instances there; expected attentions that "
-            "run whole. Let it decide on heads in other layers"
-        )
 
 
 def _fill(step: LayerStep, streams: Mapping[str, TokenStream]) -> dict[str, TokenStream]:
@@ -155,22 +152,18 @@ def _fill(step: LayerStep, streams: Mapping[str, TokenStream]) -> dict[str, Toke
     return {name: replace(stream, x=fill_rows(stream.x)) for name, stream in streams.items()}
 
 
+def _unfilled(stream: TokenStream) -> TokenStream:
+    """The stream without rows of filling."""
+    return replace(stream, x=stream.x[: stream.layout.rows])
+
+
 def _run_attentions(streams: dict[str, TokenStream], run: _Run) -> tuple[dict[str, TokenStream], int]:
     """The attentions of all streams, each on what the step received."""
     outputs, executed = dict(streams), 0
     for name, layer in run.layers.items():
-        stream, part = streams[name], f"{name}.attention"
-        turns = run.turns.get(part)
-        if turns is None or turns.whole:
-            stream, work = _attentions(name, layer, streams, run)
-        elif turns.chosen is None:
-            stream, work = _attentions(name, layer, streams, run)
-            stream = _mix(streams[name], stream, turns.gate)
-        elif turns.chosen:
-            stream, work = _of_some(name, layer, streams, run, turns.chosen)
-        else:
-            work = 0
-        outputs[name] = stream
+        given = (name, layer, streams, run)
+        ways = partial(_attentions, *given), partial(_attentions_of_some, *given)
+        outputs[name], work = take_turns(run.turns.get(f"{name}.attention"), streams[name], *ways)
         executed += work
     return outputs, executed
 
@@ -179,52 +172,31 @@ def _run_mlps(streams: dict[str, TokenStream], run: _Run) -> tuple[dict[str, Tok
     """The MLPs of all streams; drops the rows that filled packed streams up."""
     outputs, executed = dict(streams), 0
     for name, layer in run.layers.items():
-        stream = streams[name]
-        rows = stream.layout.rows
-        turns = run.turns.get(f"{name}.mlp")
-        if turns is None or turns.whole:
-            after, work = _mlps(layer, stream, run.token_wise)
-        elif turns.chosen is None:
-            after, work = _mlps(layer, stream, run.token_wise)
-            after = _mix(stream, after, turns.gate)
-        elif turns.chosen:
-            some, places = _some(replace(stream, x=stream.x[:rows]), turns.chosen)
-            part, work = _mlps(layer, some, run.token_wise)
-            after = replace(stream, x=stream.x[:rows].index_copy(0, places, part.x))
-        else:
-            after, work = stream, 0
-        outputs[name] = replace(after, x=after.x[:rows])
+        given = (layer, streams[name], run.token_wise)
+        ways = partial(_mlps, *given), partial(_mlps_of_some, *given)
+        outputs[name], work = take_turns(run.turns.get(f"{name}.mlp"), streams[name], *ways)
         executed += work
-    for name in outputs.keys() - run.layers.keys():
-        outputs[name] = replace(outputs[name], x=outputs[name].x[: outputs[name].layout.rows])
-    return outputs, executed
+    return {name: _unfilled(stream) for name, stream in outputs.items()}, executed
 
 
-def _mix(before: TokenStream, after: TokenStream, gate: Tensor) -> TokenStream:
-    """Padded tokens as they were before where an instance's gate is 0, as they are after where it is 1."""
-    gate = gate.to(after.x.dtype)[:, None, None]
-    return replace(after, x=before.x + gate * (after.x - before.x))
-
-
-def _some(stream: TokenStream, chosen: Sequence[int]) -> tuple[TokenStream, Tensor]:
-    """Some instances of a packed stream, and the rows of their tokens."""
-    assert isinstance(stream.layout, PackedLayout)
-    x, layout, rows = stream.layout.some(stream.x, chosen)
-    return TokenStream(x, layout), rows
-
-
-def _of_some(name: str, layer: LayerView, streams: Streams, run: _Run, chosen: tuple[int, ...]) -> tuple[TokenStream, int]:
+def _attentions_of_some(name: str, layer: LayerView, streams: Streams, run: _Run, chosen: tuple[int, ...]) -> Ran:
     """The attentions of one packed stream, of some instances alone."""
     needed = {name, *(view.reads for view in layer.attentions)}
-    some = {each: _some(replace(streams[each], x=streams[each].x[: streams[each].layout.rows]), chosen) for each in needed}
+    some = {each: take_some(streams[each], chosen) for each in needed}
     index = to_device(np.array(chosen), streams[name].x.device)
     heads = {view.name: run.heads[view.name].some(chosen, index) for view in layer.attentions if view.name in run.heads}
     part, work = _attentions(name, layer, {each: stream for each, (stream, _) in some.items()}, replace(run, heads=heads))
-    x = streams[name].x
-    return replace(streams[name], x=x.index_copy(0, some[name][1], part.x)), work
+    return put_back(streams[name], some[name][1], part), work
 
 
-def _attentions(name: str, layer: LayerView, streams: Streams, run: _Run) -> tuple[TokenStream, int]:
+def _mlps_of_some(layer: LayerView, stream: TokenStream, token_wise: TokenWise, chosen: tuple[int, ...]) -> Ran:
+    """The MLP of one packed stream, of some instances alone."""
+    some, rows = take_some(stream, chosen)
+    part, work = _mlps(layer, some, token_wise)
+    return put_back(stream, rows, part), work
+
+
+def _attentions(name: str, layer: LayerView, streams: Streams, run: _Run) -> Ran:
     """The attentions of one stream; those that only its first tokens have come last, on these alone."""
     sublayers, stream, executed = layer.sublayers(), streams[name], 0
     for sublayer in sublayers:
@@ -235,25 +207,25 @@ def _attentions(name: str, layer: LayerView, streams: Streams, run: _Run) -> tup
     if not of_first or layer.first is None:
         return stream, executed
     whole = stream.layout
-    first, others = replace(stream, x=stream.x[: whole.rows]).split(layer.first)
+    first, others = _unfilled(stream).split(layer.first)
     for sublayer in of_first:
         first, work = _run_attention(name, layer, sublayer, {**streams, name: first}, run)
         executed += work
     return replace(stream, x=whole.join(first.x, others.x)), executed
 
 
-def _mlps(layer: LayerView, stream: TokenStream, token_wise: TokenWise) -> tuple[TokenStream, int]:
+def _mlps(layer: LayerView, stream: TokenStream, token_wise: TokenWise) -> Ran:
     """The MLP of one stream, or those of its first tokens and of the others."""
     if layer.first_mlp is None or layer.first is None:
         return _run_mlp(layer, layer.mlp, stream, token_wise)
     whole = stream.layout
-    first, others = replace(stream, x=stream.x[: whole.rows]).split(layer.first)
+    first, others = _unfilled(stream).split(layer.first)
     first, work = _run_mlp(layer, layer.first_mlp, first, token_wise)
     others, more = _run_mlp(layer, layer.mlp, others, token_wise)
     return replace(stream, x=whole.join(first.x, others.x)), work + more
 
 
-def _run_attention(name: str, layer: LayerView, sublayer: Sublayer, streams: Streams, run: _Run) -> tuple[TokenStream, int]:
+def _run_attention(name: str, layer: LayerView, sublayer: Sublayer, streams: Streams, run: _Run) -> Ran:
     """One sub-layer of the attentions that are joined, on a stream as the sub-layer before left it."""
     (views, join), training, executed = sublayer, layer.owner.training, 0
     x, layout = streams[name].x, streams[name].layout
@@ -273,7 +245,7 @@ def _run_attention(name: str, layer: LayerView, sublayer: Sublayer, streams: Str
     return replace(streams[name], x=y), executed
 
 
-def _run_mlp(layer: LayerView, view: MlpView, stream: TokenStream, token_wise: TokenWise) -> tuple[TokenStream, int]:
+def _run_mlp(layer: LayerView, view: MlpView, stream: TokenStream, token_wise: TokenWise) -> Ran:
     x, branch = stream.x, _branch(view, stream.layout, layer.owner.training)
     y = token_wise.mlp_sublayer(x, view.fc1, view.act, view.fc2, branch, view.norm, layer.pre_norm)
     return replace(stream, x=y), x.shape[:-1].numel() * view.multiply_adds

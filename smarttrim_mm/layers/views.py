@@ -193,6 +193,21 @@ class LayerView:
 
 
 @dataclass(frozen=True)
+class StepParts:
+    """What may be decided on in a step, by names.
+
+    Attributes:
+        streams: All that may be cut, memories included.
+        attentions: Those whose heads may be left out.
+        skippable: Parts of layers that instances may skip, ``'<stream>.attention'`` and ``'<stream>.mlp'``.
+    """
+
+    streams: frozenset[str]
+    attentions: frozenset[str]
+    skippable: frozenset[str]
+
+
+@dataclass(frozen=True)
 class LayerStep:
     """What runs at one depth: one layer of a uni-modal encoder, or the layers of all streams of a fusion encoder.
 
@@ -205,6 +220,8 @@ class LayerStep:
         memories: Streams that the layers read and that have no layer of their own here, with their widths. They may be cut
             before the step like any other.
         anew: Streams that are whole here again, whatever was cut of one of that name before: BLIP reads a text twice.
+        guideless: Streams that no token speaks for (``guide_index=None``): where the attention of that token is wanted, that of
+            all of them is computed, and counted.
 
     Raises:
         ValueError: If a layer reads a stream that the step does not have.
@@ -215,6 +232,7 @@ class LayerStep:
     guides: Mapping[str, int] = field(default_factory=dict)
     memories: Mapping[str, int] = field(default_factory=dict)
     anew: frozenset[str] = frozenset()
+    guideless: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for layer in self.layers.values():
@@ -232,6 +250,13 @@ class LayerStep:
     @property
     def index(self) -> int:
         return int(self.name.rpartition(".")[2])
+
+    @cached_property
+    def parts(self) -> StepParts:
+        """What may be decided on here."""
+        attentions = frozenset(view.name for layer in self.layers.values() for view in layer.attentions)
+        skippable = frozenset(f"{name}.{part}" for name in self.layers for part in ("attention", "mlp"))
+        return StepParts(frozenset(self.streams()), attentions, skippable)
 
     @cached_property
     def sizes(self) -> tuple[dict[str, int], int, int]:

@@ -1,6 +1,6 @@
-"""What backbones make of texts and images for retrieval: token streams and tensors, alone or in dataclasses of their own."""
+"""What backbones make of texts and images for retrieval: token streams and tensors, alone, in mappings or in dataclasses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ def moved(encoding: Encoding, device: torch.device | str) -> Encoding:
     """The same on another device.
 
     Args:
-        encoding: A dataclass; what it holds besides tensors and dataclasses stays as it is.
+        encoding: A dataclass; what it holds besides tensors, mappings and dataclasses stays as it is.
         device: The device.
     """
     return _moved(encoding, device)
@@ -29,7 +29,8 @@ def joined(encodings: Sequence[Encoding]) -> Encoding:
         encodings: Of one kind, on one device; their streams packed.
 
     Raises:
-        TypeError: If they hold something other than packed streams, tensors [instances, ...] and dataclasses of these.
+        TypeError: If they hold something other than packed streams, tensors [instances, ...], and mappings and dataclasses of
+            these.
     """
     return _joined(encodings)
 
@@ -42,8 +43,7 @@ def num_bytes(encoding: object) -> int:
 def _moved(part: Any, device: torch.device | str) -> Any:
     if isinstance(part, Tensor):
         return part.to(device)
-    parts = {name: _moved(value, device) for name, value in _parts(part).items()}
-    return replace(part, **parts) if parts else part
+    return _with(part, {name: _moved(value, device) for name, value in _parts(part).items()})
 
 
 def _joined(parts: Sequence[Any]) -> Any:
@@ -52,14 +52,24 @@ def _joined(parts: Sequence[Any]) -> Any:
         return torch.cat(list(parts))
     if isinstance(first, PackedLayout):
         return PackedLayout.concatenate(parts)
-    names = _parts(first)
-    if not names:
+    if not (is_dataclass(first) or isinstance(first, Mapping)):
         raise TypeError(
             f"an encoding holds a {type(first).__name__}: expected packed token streams, tensors [instances, ...], or "
             "dataclasses of these; see encode_texts in docs/add_a_backbone.md"
         )
-    return replace(first, **{name: _joined([getattr(part, name) for part in parts]) for name in names})
+    each = [_parts(part) for part in parts]
+    return _with(first, {name: _joined([one[name] for one in each]) for name in each[0]})
 
 
-def _parts(encoding: Any) -> dict[str, Any]:
+def _parts(encoding: Any) -> Mapping[str, Any]:
+    """What a dataclass or a mapping, such as the notes that a stream carries, holds; nothing of others."""
+    if isinstance(encoding, Mapping):
+        return encoding
     return {field.name: getattr(encoding, field.name) for field in fields(encoding)} if is_dataclass(encoding) else {}
+
+
+def _with(encoding: Any, parts: dict[str, Any]) -> Any:
+    """The same with other parts."""
+    if isinstance(encoding, Mapping):
+        return parts
+    return replace(encoding, **parts) if parts else encoding

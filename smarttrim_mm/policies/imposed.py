@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from smarttrim_mm.layers.views import AttentionView, LayerStep, modality
+from smarttrim_mm.layers.views import AttentionView, LayerStep, LayerView, modality
 from smarttrim_mm.ops.ranking import hash_uniform, keep_top, ranks
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.structures import Decision, Layout, PaddedLayout, Streams, TokenStream
@@ -254,14 +254,18 @@ class ImposedKeep(Policy):
         return ImposedKeep(policy=self.policy, shares=replace(self.shares, mean=mean))
 
     def before_layer(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> Decision:
-        self.policy.before_layer(step, streams, guides)  # for its time alone
+        decided = self.policy.before_layer(step, streams, guides)  # for its time, and what it notes for itself
         names, attentions = self.trims(step)
         ids = next(iter(streams.values())).layout.ids
         views = [view for layer in step.layers.values() for view in layer.attentions if view.name in attentions]
         return Decision(
             keep={name: self._which_tokens(step, name, streams[name]) for name in sorted(names)},
             heads={view.name: self.shares.which_heads(step, view, ids) for view in views},
+            carry=decided.carry,
         )
+
+    def layers_of(self, step: LayerStep) -> Mapping[str, LayerView]:
+        return self.policy.layers_of(step)
 
     def prepare(self, *ids: Tensor) -> None:
         """Reads identities from the device and draws for them, so that no pass over streams of these very tensors does.

@@ -1,4 +1,4 @@
-"""What policies share that merge tokens: rows of instances, by which they match, and decisions made of them."""
+"""What policies share that rank or merge tokens: rows of instances, and merges made of them."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from smarttrim_mm.structures import Layout, Merge
 
 
 def free_rows(layout: Layout) -> Tensor:
-    """True at tokens that are there and not protected, a row an instance, bool [B, n]."""
+    """True where ``layout.to_rows`` has a token that is not protected, bool [B, n]."""
     return layout.to_rows((~layout.protected).long(), 0) > 0
 
 

@@ -9,6 +9,7 @@ from smarttrim_mm.layers.views import AttentionView, LayerStep
 from smarttrim_mm.ops.fusing import fuse_rest, kept_counts
 from smarttrim_mm.ops.ranking import keep_top
 from smarttrim_mm.policies.base import UnsupportedBackboneError, check_streams, chosen_steps, is_chosen
+from smarttrim_mm.policies.merging import free_rows, merge_of_rows
 from smarttrim_mm.structures import Layout, Merge
 
 
@@ -83,11 +84,6 @@ def readers(
     return found
 
 
-def free_rows(layout: Layout) -> Tensor:
-    """True where :meth:`~smarttrim_mm.layouts.PaddedLayout.to_rows` has a token that may be dropped, bool [B, n]."""
-    return layout.to_rows((~layout.protected).long(), 0) > 0
-
-
 def keep_best(layout: Layout, scores: Tensor, dropped: Tensor | float) -> Tensor:
     """Which tokens stay if, of those that are not protected, a share is dropped, the worst by score.
 
@@ -107,21 +103,7 @@ def fuse_worst(layout: Layout, scores: Tensor, dropped: Tensor | float) -> Merge
     """Fuses into one what :func:`keep_best` drops, by a mean weighted by score; arguments as there."""
     rows, counts = _ranking(layout, scores, dropped)
     # a weight of 0, to which attention may underflow, would leave a mean of nothing
-    return Merge(positions_of(layout, fuse_rest(rows, counts)), scores.float().clamp(min=1e-12))
-
-
-def positions_of(layout: Layout, places: Tensor) -> Tensor:
-    """Original positions, for each token, of the token at a place of its row.
-
-    Args:
-        layout: How the tokens lie.
-        places: Long [B, n].
-
-    Returns:
-        long, [B, N] or [S].
-    """
-    positions = layout.to_rows(layout.positions().expand(layout.protected.shape), 0)
-    return layout.from_rows(positions.gather(1, places))
+    return merge_of_rows(layout, fuse_rest(rows, counts), scores.float().clamp(min=1e-12))
 
 
 def _ranking(layout: Layout, scores: Tensor, dropped: Tensor | float) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ from torch.nn.functional import linear
 from smarttrim_mm.layers.evidence import KEYS
 from smarttrim_mm.layers.views import AttentionView, LayerStep, modality
 from smarttrim_mm.policies.base import Knob, Policy, UnsupportedBackboneError, own_attentions
-from smarttrim_mm.policies.ranked import at_parts, dropped_share, encoder_layers, free_rows, fuse_worst
+from smarttrim_mm.policies.merging import free_rows
+from smarttrim_mm.policies.ranked import at_parts, dropped_share, encoder_layers, fuse_worst
 from smarttrim_mm.registry import POLICIES
 from smarttrim_mm.structures import Decision, Evidence, Layout, Streams
 

@@ -11,7 +11,8 @@ from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.ops.fusing import kept_counts, merge_into_samples
 from smarttrim_mm.ops.ranking import keep_top
 from smarttrim_mm.policies.base import Knob, Policy, own_attentions
-from smarttrim_mm.policies.ranked import dropped_share, encoder_layers, free_rows, positions_of
+from smarttrim_mm.policies.merging import free_rows, merge_of_rows
+from smarttrim_mm.policies.ranked import dropped_share, encoder_layers
 from smarttrim_mm.registry import POLICIES
 from smarttrim_mm.structures import Decision, Evidence, Layout, Merge, Streams
 
@@ -108,5 +109,5 @@ def zip_tokens(layout: Layout, scores: Tensor, keys: Tensor, dropped: Tensor | f
     samples = torch.ceil(kept * contextual - 1e-4).long()  # 1e-4: float error is no extra token
     rows = layout.to_rows(scores.float(), 0.0).masked_fill(~free, -torch.inf)
     dominant = keep_top(rows, kept - samples)
-    into = positions_of(layout, merge_into_samples(layout.to_rows(keys, 0.0), free & ~dominant, samples))
-    return Merge(into, torch.ones_like(scores, dtype=torch.float32))
+    place = merge_into_samples(layout.to_rows(keys, 0.0), free & ~dominant, samples)
+    return merge_of_rows(layout, place, torch.ones_like(scores, dtype=torch.float32))

@@ -10,7 +10,10 @@ from smarttrim_mm.visualization.figures import GREY, save
 from smarttrim_mm.visualization.pair_rows import RowStyle, WordStyle, pair_rows
 from smarttrim_mm.visualization.traces import PairTrace
 
-_LEGEND = "Grey patches and struck words are left out from that layer on; the class token and the text's ends always stay."
+_LEGEND = (
+    "Grey patches and struck words are left out or merged into others from that layer on; the class token and the text's ends "
+    "always stay."
+)
 
 
 def draw_kept(traces: Sequence[PairTrace], path: str | Path, title: str = "") -> Path:
@@ -73,4 +76,7 @@ def over_pixels(pixels: np.ndarray, patches: np.ndarray) -> np.ndarray:
 
 def _kept_patches(trace: PairTrace, step: str) -> tuple[np.ndarray, str] | None:
     kept = trace.patches.get(step)
-    return None if kept is None else (greyed(trace.pixels, kept), f"{int(kept.sum())} of {kept.size}")
+    if kept is None:
+        return None
+    skipped = f"\n{trace.skipped[step]} skipped" if step in trace.skipped else ""
+    return greyed(trace.pixels, kept), f"{int(kept.sum())} of {kept.size}{skipped}"

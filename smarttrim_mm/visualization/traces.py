@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from smarttrim_mm.datasets.tokenizers import Tokenizer
 from smarttrim_mm.evaluation.sample_fields import right_answer
 from smarttrim_mm.inputs import VLMInputs
+from smarttrim_mm.layers.record import StepRecord
 from smarttrim_mm.layers.views import modality
 from smarttrim_mm.models.trimmed_vlm import TrimmedVLM
 from smarttrim_mm.policies.observed import Observed
@@ -51,8 +52,9 @@ class PairTrace:
     Attributes:
         pixels: The image as the model saw it, RGB uint8 [height, width, 3].
         words: The question's words and punctuation marks, W; none for an image alone.
-        patches: Per step that holds the image (``'image.3'``), the kept patches, bool [rows, columns].
-        kept_words: Per step that holds the text, the words of which something is kept, bool [W].
+        patches: Per step that holds the image (``'image.3'``), the patches that are kept when all of the step is decided, bool
+            [rows, columns]; one that merged into another is not kept.
+        kept_words: Per step that holds the text, the words of which something is kept likewise, bool [W].
         predicted: The model's answer; of a ranking head, the pair's score; of a captioner, its caption; of grounding,
             the box in pixels.
         answer: The right one, or what most people said; None where unknown, or where there is no single one.
@@ -60,6 +62,7 @@ class PairTrace:
         dense_multiply_adds: Compute of the untrimmed model, likewise.
         heads: Per attention that was decided on (``'fusion.1/text.cross'``), the heads that are on, bool [H].
         scores: Where the decisions came from.
+        skipped: Per step of which the image skips a part, what it skips: ``'attention'``, ``'MLP'``, or both: ``'layer'``.
     """
 
     pixels: np.ndarray
@@ -72,6 +75,7 @@ class PairTrace:
     dense_multiply_adds: float
     heads: Mapping[str, np.ndarray] = field(default_factory=dict)
     scores: TraceScores = field(default_factory=TraceScores)
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
 
 @torch.inference_mode()
@@ -162,9 +166,10 @@ def trace_inputs(
         wanted: dict[str, _Values] = {IMAGE: {}, TEXT: {}}
         heads: _Values = {}
         head_scores: _Values = {}
+        skipped: dict[str, str] = {}
         for entry, scores in decided:
             step = entry.step.name
-            for name, layout in entry.tokens.items():
+            for name, layout in {**entry.tokens, **entry.after}.items():
                 found = read(name, layout, layout.kept_grid(), image)
                 if found is not None:
                     kept[modality(name)][step] = found
@@ -172,6 +177,8 @@ def trace_inputs(
                     score = read(name, entry.before[name], scores.keep[name], image)
                     assert score is not None
                     wanted[modality(name)][step] = score
+                if found is not None and modality(name) == IMAGE and (part := _skipped(entry, name, image)):
+                    skipped[step] = part
             heads |= {f"{step}/{name}": _of_image(gate > 0, image) for name, gate in entry.heads.items()}
             head_scores |= {f"{step}/{name}": _of_image(score, image) for name, score in scores.heads.items()}
         return PairTrace(
@@ -185,6 +192,7 @@ def trace_inputs(
             dense_multiply_adds=dense,
             heads=heads,
             scores=TraceScores(wanted[IMAGE], wanted[TEXT], head_scores, thresholds[0] if thresholds else None),
+            skipped=skipped,
         )
 
     return [trace(image) for image in range(len(inputs.images))]
@@ -309,6 +317,13 @@ def _pixels(model: TrimmedVLM, image: Tensor) -> np.ndarray:
     return image.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
 
 
+def _skipped(entry: StepRecord, stream: str, image: int) -> str | None:
+    """What an image's instance skips of its layer in a step; None: nothing."""
+    gates = {word: entry.run.get(f"{stream}.{part}") for word, part in (("attention", "attention"), ("MLP", "mlp"))}
+    parts = [word for word, gate in gates.items() if gate is not None and not _of_image(gate > 0, image)]
+    return "layer" if len(parts) == 2 else parts[0] if parts else None
+
+
 def _of_image(values: Tensor, image: int) -> np.ndarray:
-    """The row of an image, of values [B, H]: of one instance for each image, or of one for all."""
+    """The row of an image, of values [B, ...]: of one instance for each image, or of one for all."""
     return values[min(image, len(values) - 1)].cpu().numpy()

@@ -144,6 +144,22 @@ def test_a_policy_cuts_only_what_it_says(build, inputs_of, backbone, policy):
                 assert torch.equal(entry.tokens[name].kept_grid(), layout.kept_grid()), (entry.step.name, name)
 
 
+def test_tokens_merge_into_tokens_that_stay(build, inputs_of, backbone, policy):
+    """Else what they stand for would be lost, and packed, they would merge into some other instance's."""
+    model = build(backbone, policy)
+    with torch.no_grad():
+        records = [model.trace(inputs_of(model), "masked")[1]]
+        if model.policy.knob is not None:
+            model.policy.set_knob((model.policy.knob.low + model.policy.knob.high) / 2)
+            records.append(model.trace(inputs_of(model), "masked")[1])
+    for entry in (entry for record in records for entry in record.steps):
+        for name, merged in entry.merged.items():
+            layout, stays = entry.tokens[name], entry.after[name].kept_grid()
+            own = torch.arange(layout.size).expand_as(merged.into)
+            away = (merged.into != own) & layout.kept_grid() & ~layout.protected
+            assert stays.gather(1, merged.into)[away].all() and not stays[away].any(), (entry.step.name, name)
+
+
 def test_the_knob_goes_from_much_to_little(build, inputs_of, backbone, policy):
     model = build(backbone, policy)
     knob = model.policy.knob

@@ -1,4 +1,4 @@
-"""What packed inference reads from its device: lengths and heads, by ``to_host``, at most once for each step that decides.
+"""What packed inference reads from its device: lengths, heads, skipped parts, by ``to_host``, at most once for each decision.
 
 A GPU works off what it was asked to do while the host asks for more; a read waits until it is done. On a CPU a read costs
 nothing and is easily slipped in: here they are counted.
@@ -184,8 +184,11 @@ def test_lengths_and_heads_are_read_and_nothing_else(build, inputs_of, backbone,
 def test_no_policy_reads_anything_itself(build, inputs_of, name, watch):
     model = build(backbone_cases()["METER/text first"], policy_cases()[name])
     traced(watch, model, inputs_of(model, lengths=[3, 8, 5]))  # SmartTrim reads its threshold once
-    traced(watch, model, inputs_of(model, lengths=[9, 4, 2, 7], image_index=[0, 0, 1, 1]))
+    record = traced(watch, model, inputs_of(model, lengths=[9, 4, 2, 7], image_index=[0, 0, 1, 1]))
     assert not watch.others
+    first = sum(any((*model.policy.trims(entry.step), *model.policy.skips(entry.step))) for entry in record.steps)
+    second = sum(bool(model.policy.reduces(entry.step)) for entry in record.steps)
+    assert watch.reads["_apply"] <= first + second
 
 
 @pytest.mark.parametrize(

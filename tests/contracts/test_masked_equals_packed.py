@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from smarttrim_mm.engine.rivals import pad_to_longest
 from smarttrim_mm.testing import Replay, Strip, kept_grids
 
 
@@ -17,6 +18,19 @@ def test_free_running(build, inputs_of, backbone, policy, batch):
     torch.testing.assert_close(packed, masked, atol=1e-4, rtol=0)
     torch.testing.assert_close(in_place.multiply_adds(), left_out.multiply_adds())
     torch.testing.assert_close(in_place.dense_multiply_adds(), left_out.dense_multiply_adds())
+
+
+def test_padded_to_the_longest(build, inputs_of, backbone, policy):
+    """The execution that benchmarks compare with decides and answers alike, whatever a policy drops, merges and skips."""
+    model = build(backbone, policy)
+    inputs = inputs_of(model)
+    with torch.no_grad():
+        packed, left_out = model.trace(inputs, "packed")
+        padded, compacted = pad_to_longest(model, model.policy, inputs)
+    for name, grid in kept_grids(left_out).items():
+        assert torch.equal(kept_grids(compacted)[name], grid), name
+    torch.testing.assert_close(padded, packed, atol=1e-4, rtol=0)
+    torch.testing.assert_close(compacted.multiply_adds(), left_out.multiply_adds())
 
 
 def test_replayed_decisions(build, inputs_of, backbone, policy):

@@ -28,6 +28,13 @@ def test_parts_of_a_pass_add_up_to_it(small_model, batches, monkeypatch):
     assert f"MLPs {spent['MLPs']:.1f}" in parts_table({"trimmed": spent})
 
 
+def test_deciding_within_a_layer_is_deciding_too(small_model, batches):
+    model = small_model({"type": "ToMe", "merge_ratio": 0.2})
+    with torch.inference_mode(), PartTimes([model.policy]) as parts:
+        parts.of("merged", model.trace)(next(iter(batches(model))))
+    assert parts._passes["merged"][0]["deciding"] > 0
+
+
 def test_tool_tells_where_the_time_goes(small_config, capsys):
     arguments = ["--speedups", "1.2", "--text-length", "6", "--batch-sizes", "2", "--rounds", "1", "--warmup", "1", "--profile"]
     (result,) = tool.main([small_config("smarttrim"), *arguments])["results"]

@@ -183,3 +183,37 @@ def test_sizes_in_a_channel_are_a_bias(dtype):
     expected = scaled_dot_product_attention(*(t.float() for t in (q, k, v)), attn_mask=sizes.log()[:, None, None])
     tolerance = 1e-5 if dtype == torch.float32 else 0.03
     torch.testing.assert_close(out[..., :8].float(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("decision", "message"),
+    [
+        (Decision(merge={"words": Merge(INTO, WEIGHT)}), r"text.0: before_layer merges tokens of \['words'\]; expected merges"),
+        (Decision(keep={"sounds": DROP}), r"keep of a decision names \['sounds'\]; this step has \['words'\]"),
+        (Decision(heads={"words.cross": DROP}), r"heads of .* names \['words.cross'\]; this step has \['words.self'\]"),
+        (
+            Decision(run={"words.mpl": WEIGHT[:, 0]}),
+            r"run of .* \['words.mpl'\]; this step has \['words.attention', 'words.mlp'\]",
+        ),
+        (Decision(carry={"sounds": {}}), r"carry of .* names \['sounds'\]"),
+    ],
+)
+def test_what_would_be_ignored_is_refused_before_a_layer(encoder_layer, tokens, decision, message):
+    _, step = encoder_layer(True)
+    with pytest.raises(ValueError, match=message):
+        run_layer(step, {"words": TokenStream.start(tokens, ids=IDS, valid=VALID)}, Decides(decision))
+
+
+@pytest.mark.parametrize(
+    ("decision", "message"),
+    [
+        (Decision(heads={"words.self": DROP}), r"text.0: after_attention decides on \['words.self'\]; expected tokens alone"),
+        (Decision(run={"words.mlp": WEIGHT[:, 0]}), r"after_attention decides on \['words.mlp'\]"),
+        (Decision(keep={"sounds": DROP}), r"cuts or merges \['sounds'\], and reduces\(\) says \['words'\]"),
+        (Decision(carry={"sounds": {}}), r"carry of .* names \['sounds'\]"),
+    ],
+)
+def test_what_would_be_ignored_is_refused_behind_the_attentions(encoder_layer, tokens, decision, message):
+    _, step = encoder_layer(True)
+    with pytest.raises(ValueError, match=message):
+        run_layer(step, {"words": TokenStream.start(tokens, ids=IDS, valid=VALID)}, Decides(after=lambda layout: decision))

@@ -9,6 +9,7 @@ from smarttrim_mm.layers.evidence import GUIDE_ROW, KEYS, RECEIVED, looking_mult
 from smarttrim_mm.layers.run_layer import run_layer
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.structures import Decision, TokenStream
+from smarttrim_mm.testing import count_multiply_adds
 
 IDS = torch.arange(3)
 VALID = torch.arange(6) < torch.tensor([[6], [3], [5]])
@@ -68,6 +69,7 @@ def streams_of(tokens, sizes, packed, guide_index, **memories):
 def test_self_attention(encoder_layer, tokens, packed, guide_index, sizes):
     host, step = encoder_layer(False)
     policy = Looks("words.self", {"words": KEEP})
+    step = replace(step, guideless=frozenset({"words"} if guide_index is None else ()))
     out, _ = run_layer(step, streams_of(tokens, sizes, packed, guide_index), policy)
     layout = out["words"].layout
     for b in range(3):
@@ -110,6 +112,58 @@ def test_attentions_that_do_not_run_whole_cannot_be_looked_at(encoder_layer, tok
         with pytest.raises(ValueError, match=r"text.0: the policy looks at \['words.self'\] and leaves out heads or instances"):
             run_layer(step, streams, Looks("words.self", {}, **partial))
     run_layer(step, streams, Looks("words.self", {}, run={"words.mlp": torch.tensor([1.0, 0, 1])}))
+
+
+def test_weights_of_all_pairs_are_not_kept_for_the_backward_pass(encoder_layer, tokens):
+    _, step = encoder_layer(True)
+    policy, kept = Looks("words.self", {}), []
+    x = tokens.clone().requires_grad_()
+
+    def note(tensor):
+        kept.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        run_layer(step, streams_of(x, None, False, 0), policy)
+    assert kept and (3, 4, 6, 6) not in kept and (12, 6, 6) not in kept
+    policy.seen.received.square().sum().backward()
+    found, x.grad = x.grad, None
+    layer = step.layers["words"]
+    q, k, _ = torch.nn.functional.linear(layer.attentions[0].norm(x), layer.owner.self_attn.in_proj_weight).add(
+        layer.owner.self_attn.in_proj_bias
+    ).view(3, 6, 3, 4, 4).permute(2, 0, 3, 1, 4)  # fmt: skip
+    weights = (q @ k.transpose(2, 3) / 2).masked_fill(~VALID[:, None, None], -torch.inf).softmax(-1)
+    received = (weights * VALID[:, None, :, None]).sum(2).mean(1) / VALID.sum(1, keepdim=True)
+    received.square().sum().backward()
+    torch.testing.assert_close(found, x.grad)
+
+
+def test_a_step_says_which_streams_have_no_guide_token(encoder_layer, tokens):
+    _, step = encoder_layer(True)
+    without = replace(step, guideless=frozenset({"words"}))
+    policy = Looks("words.self", {})
+    with pytest.raises(
+        ValueError, match=r"row of words.self, whose stream starts with guide_index=None, and guideless .* \[\]"
+    ):
+        run_layer(step, streams_of(tokens, None, False, None), policy)
+    with pytest.raises(ValueError, match=r"guide_index=0, and guideless of the step is \['words'\]"):
+        run_layer(without, streams_of(tokens, None, False, 0), policy)
+
+
+@pytest.mark.parametrize("guide_index", [0, None])
+@pytest.mark.parametrize("wanted", [{GUIDE_ROW}, {RECEIVED}, ALL], ids=["row", "received", "all"])
+def test_what_looking_costs_is_what_torch_counts(encoder_layer, tokens, guide_index, wanted):
+    _, step = encoder_layer(True)
+    step = replace(step, guideless=frozenset({"words"} if guide_index is None else ()))
+
+    def counted(looks):
+        policy = Looks("words.self", {})
+        policy.looks = lambda step: {"words.self": frozenset(looks)}
+        return count_multiply_adds(lambda: run_layer(step, streams_of(tokens, None, False, guide_index), policy))[1]
+
+    counts = {"words": torch.full((3,), 6.0)}  # padded ones are computed too
+    added = looking_multiply_adds(step, {"words.self": frozenset(wanted)}, counts).sum()
+    assert added == counted(wanted) - counted({KEYS}) > 0
 
 
 def test_what_looking_costs(decoder_layer):

@@ -15,6 +15,8 @@ from smarttrim_mm.testing import count_multiply_adds, random_inputs
 
 RANKING = {"num_classes": None, "head_name": "rank_output"}
 POLICIES = {
+    "merging": {"type": "ToMe", "merge_ratio": 0.2},
+    "exits, with notes": {"type": "MuE", "similarity": 0.5},
     "dense": "Dense",
     "random": {"type": "Random", "keep_ratio": 0.7},
     "smarttrim": {"type": "SmartTrim", "stable_init": False},
@@ -162,8 +164,10 @@ def test_encodings_of_any_kind_are_joined_and_moved():
     streams = [TokenStream.start(torch.rand(2, n, 4), ids=torch.tensor([n, n + 10])) for n in (3, 5)]
     keep = torch.tensor([[1, 0, 1], [1, 1, 0]])
     streams[0] = streams[0].select(keep)
+    streams = [replace(stream, carried={"note": torch.rand(2, 3)}) for stream in streams]
     parts = [Encoded(stream.pack(), torch.rand(2, 6)) for stream in streams]
     whole = joined(parts)
+    assert torch.equal(whole.stream.carried["note"], torch.cat([stream.carried["note"] for stream in streams]))
     tokens, mask = whole.stream.pad()
     assert mask.sum(1).tolist() == [2, 2, 5, 5] and whole.stream.layout.full().tolist() == [3, 3, 5, 5]
     assert torch.equal(tokens[:2, :2], parts[0].stream.pad()[0]) and torch.equal(tokens[2:], streams[1].x)
@@ -174,12 +178,13 @@ def test_encodings_of_any_kind_are_joined_and_moved():
     some = whole.stream.expand(torch.tensor([2, 1]), ids)
     assert torch.equal(some.x, torch.cat([streams[1].x[0], streams[0].x[1, :2]])) and some.layout.lengths == (5, 2)
     away = moved(whole, "meta")
-    assert away.features.is_meta and away.stream.layout.cu_seqlens.is_meta and away.stream.layout.lengths == (2, 2, 5, 5)
+    assert away.features.is_meta and away.stream.carried["note"].is_meta
+    assert away.stream.layout.cu_seqlens.is_meta and away.stream.layout.lengths == (2, 2, 5, 5)
     layout = whole.stream.layout
     tensors = [value for value in vars(layout).values() if isinstance(value, Tensor)]
-    assert num_bytes(whole) == 4 * 6 * 4 + 14 * 4 * 4 + sum(each.nbytes for each in tensors)
-    with pytest.raises(TypeError, match="an encoding holds a dict"):
-        joined([{}, {}])
+    assert num_bytes(whole) == 4 * 6 * 4 + 4 * 3 * 4 + 14 * 4 * 4 + sum(each.nbytes for each in tensors)
+    with pytest.raises(TypeError, match="an encoding holds a list"):
+        joined([[], []])
 
 
 @torch.no_grad()

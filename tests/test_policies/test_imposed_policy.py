@@ -8,7 +8,7 @@ from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.policies import imposed
 from smarttrim_mm.policies.base import Policy
 from smarttrim_mm.policies.imposed import ImposedKeep, ImposedShares, Places
-from smarttrim_mm.structures import TokenStream
+from smarttrim_mm.structures import Decision, TokenStream
 from smarttrim_mm.testing import kept_grids
 
 SMARTTRIM = {"type": "SmartTrim", "stable_init": False}
@@ -104,6 +104,17 @@ def test_the_policy_is_asked_and_counted_but_overruled(make_model, make_inputs, 
         again = kept_grids(model.trace(inputs, policy=policy)[1])
         masked = kept_grids(model.trace(inputs, "masked", policy=policy)[1])
     assert all(torch.equal(grid, again[name]) and torch.equal(grid, masked[name]) for name, grid in grids.items())
+
+
+def test_layers_and_notes_are_the_policys(make_model, make_inputs, impose, monkeypatch):
+    model = make_model()
+    imposed, step = impose(model, 0.5), model.layer_steps[0]
+    masked, note = {"text": step.layers["text"]}, {"text": {"note": torch.ones(1)}}
+    monkeypatch.setattr(model.policy, "layers_of", lambda step: masked)
+    assert imposed.layers_of(step) is masked
+    monkeypatch.setattr(model.policy, "before_layer", lambda *_: Decision(carry=note))
+    stream = TokenStream.start(torch.rand(1, 5, step.layers["text"].width), ids=torch.zeros(1, dtype=torch.long))
+    assert imposed.before_layer(step, {"text": stream}, {}).carry is note
 
 
 def test_draws_take_no_random_state_and_follow_the_seed(make_model, make_inputs, impose):

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from smarttrim_mm.datasets.tokenizers import WordTokenizer
 from smarttrim_mm.engine.building import build_loader, build_model, read_config
-from smarttrim_mm.registry import DATASETS
+from smarttrim_mm.registry import DATASETS, POLICIES
 from smarttrim_mm.structures import TokenStream
 from smarttrim_mm.testing import excite
 from smarttrim_mm.visualization.survey import choose_pairs
@@ -98,6 +98,36 @@ def test_tokens_once_dropped_stay_dropped(model_and_loader):
     grids = list(trace.patches.values())
     assert all((later <= before).all() for before, later in pairwise(grids))
     assert isinstance(grids[0], np.ndarray)
+
+
+def under(policy, model_and_loader):
+    """The trace of the first question with a policy in place of the model's, and the record of its pass."""
+    model, loader = model_and_loader
+    own, records = model.policy, []
+    trace = model.trace
+    try:
+        model.policy = POLICIES.build(policy, default_args={"steps": model.layer_steps})
+        model.trace = lambda *args, **kwargs: records.append(trace(*args, **kwargs)) or records[-1]
+        return trace_pairs(model, loader, 0, 0)[0], records[0][1]
+    finally:
+        model.policy = own
+        del model.trace
+
+
+def test_what_merges_within_a_layer_is_gone_from_that_layer_on(model_and_loader):
+    found, record = under({"type": "ToMe", "merge_ratio": 0.25}, model_and_loader)
+    merging = [entry for entry in record.steps if entry.step.stage == "image"]
+    kept = [int(found.patches[entry.step.name].sum()) for entry in merging]
+    assert kept == [int(entry.after["image"].counts()) - 1 for entry in merging]
+    assert found.patches["image.0"].size > kept[0] > kept[-1]
+    assert not found.skipped
+
+
+def test_what_is_skipped_is_told(model_and_loader):
+    found, _ = under({"type": "MuE", "similarity": -1.0}, model_and_loader)
+    images = [step for step in found.patches if step.startswith("image.")]
+    assert {step for step in found.skipped if step.startswith("image.")} == set(images[1:])  # the first layer always runs
+    assert set(found.skipped.values()) == {"layer"} and found.patches[images[-1]].all()
 
 
 def test_pairs_are_found_by_their_number(model_and_loader):

@@ -77,8 +77,9 @@ class Comparison:
         folders = {run.folder for run in self.chosen}
         tested = [result.run for result in read_results(self.plan, self.runs) if result.done]
         done = {run.folder: run for run in tested if run.folder in folders}
-        others = any(not run.variant.backbone_of_dense for run in done.values())  # which need the dense model's own time
-        timed = [run for run in done.values() if not run.variant.same_as_dense or (others and run.variant.name == DENSE)]
+        timed = [run for run in done.values() if not run.variant.same_as_dense]
+        if not all(run.variant.against_own_host for run in timed):  # the others need the dense model's own time
+            timed = [run for run in done.values() if run.variant.name == DENSE] + timed
         return [Task(run.title, run.folder, (run.clock_stage(self.plan),)) for run in timed]
 
     def clocks_to_come(self) -> list[tuple[Path, Stage]]:

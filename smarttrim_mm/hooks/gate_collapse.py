@@ -93,7 +93,7 @@ class GateCollapseHook(Hook):
         if not shares:
             return
         state = _state(runner)
-        fixed = unwrapped_model(runner).policy.counts_fixed
+        model: Any = unwrapped_model(runner)
         missed = _missed(runner, shares.keys() | state.keys(), self.slack)
         found: dict[str, list[str]] = defaultdict(list)
         for place, (mean, spread, instances) in shares.items():
@@ -109,7 +109,7 @@ class GateCollapseHook(Hook):
                 gate["spreads"],
                 known,
                 edge=self.edge,
-                least_spread=0.0 if fixed else self.least_spread,
+                least_spread=0.0 if model.policy.counts_fixed else self.least_spread,
                 missed=all(gate["missed"]),
             )
             if gate["collapse"] not in (None, known):

@@ -64,6 +64,8 @@ def complete_match(keys: Tensor, importance: Tensor, free: Tensor, counts: Tenso
     own = torch.arange(size, device=keys.device)
     unit = normalize(keys.float(), dim=-1)
     alike = unit @ unit.transpose(1, 2)
+    # two that are most like each other tie in the order: not by float error, which depends on the batch, but by their index
+    alike = (alike + alike.transpose(1, 2)) / 2
     alike = alike.masked_fill(~(free.unsqueeze(2) & free.unsqueeze(1)) | (own.unsqueeze(1) == own), -torch.inf)
     order = ranks(alike.amax(2))
     best = alike.masked_fill(order.unsqueeze(1) < order.unsqueeze(2), -torch.inf).amax(2) - importance

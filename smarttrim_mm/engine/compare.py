@@ -244,6 +244,8 @@ def _run(comparison: Comparison, args: argparse.Namespace) -> int:
     pending = execution.pending(tasks)
     todo = [(folder, stage) for folder, stages in pending.items() for stage in stages]
     print(f"{comparison.plan.name}: {len(tasks)} runs, {len(pending)} of them to do ({len(todo)} stages)")
+    if comparison.earlier:
+        print(f"{len(comparison.earlier)} further runs are taken from earlier results")
     for note in comparison.notes:
         print(f"note: {note}")
     clocks = [] if args.no_benchmark else comparison.clocks_to_come()

@@ -15,6 +15,7 @@ Key = tuple[str, float | None, int]  # name of the row, budget, seed
 _SETTINGS = ("policy", "config", "options")  # of a run, which have to agree
 _AS_THEY_ARE = ("knob", "collapsed", "folder", "command")
 _WHOLE = ("questions", "clock_batch_size", "clock_threads")
+_NEEDED = ("accuracy", "multiply_adds", "multiply_adds_p05", "multiply_adds_p95", "speedup")
 _DIGITS = re.compile(r"-([0-9a-f]{8})/[^/]+/seed-\d+$")
 
 
@@ -38,8 +39,7 @@ def read_earlier(paths: Sequence[str], runs: Sequence[Run]) -> dict[Key, Mapping
         known = 0
         for line in _lines(path):
             try:
-                key = line["name"], float(line["budget"]) if line["budget"] else None, int(line["seed"])
-                numbers = {name: _value(name, text) for name, text in line.items() if text != ""}
+                key, numbers = _read(line)
             except ValueError as error:
                 raise ValueError(f"--earlier {path}: the line of {line['name']!r} cannot be read: {error}") from error
             run = wanted.get(key)
@@ -121,6 +121,18 @@ def _lines(path: str) -> list[dict[str, str]]:
         if missing:
             raise ValueError(f"--earlier {path}: has no column {', '.join(missing)}; give the results.csv of a comparison")
         return list(reader)
+
+
+def _read(line: Mapping[str, str]) -> tuple[Key, dict[str, Any]]:
+    """Whose numbers a line holds, and the numbers."""
+    if None in line or None in line.values():
+        raise ValueError("it has not as many fields as the table has columns")
+    key = line["name"], float(line["budget"]) if line["budget"] else None, int(line["seed"])
+    numbers = {name: _value(name, text) for name, text in line.items() if text != ""}
+    missing = [name for name in _NEEDED if name not in numbers]
+    if line["status"] == DONE and missing:
+        raise ValueError(f"its status is {DONE!r}, and {', '.join(missing)} is empty")
+    return key, numbers
 
 
 def _check(path: str, line: Mapping[str, str], run: Run) -> None:

@@ -65,9 +65,10 @@ def test_what_is_done_there_is_not_run_again_and_stands_in_the_tables(fake, earl
         assert (fake.work_dir / "plan" / name).is_file()
 
 
-def test_if_all_is_done_there_nothing_is_run(fake, earlier):
+def test_if_all_is_done_there_nothing_is_run(fake, earlier, capsys):
     assert fake.run("--earlier", earlier, rows=fake.plan["rows"][:1]) == 0
     assert not fake.calls
+    assert "2 further runs are taken from earlier results" in capsys.readouterr().out
     assert "| dense | 1/1 (1 earlier) |" in fake.markdown()
     assert fake.run("--earlier", earlier, "--dry-run", seeds=[0, 1], rows=fake.plan["rows"][:1]) == 0
     assert not fake.calls
@@ -116,6 +117,16 @@ def test_files_that_do_not_fit_are_refused(fake, earlier, tmp_path):
         fake.run("--earlier", str(table))
     with pytest.raises(ValueError, match="the plan asks for none of its runs"):
         fake.run("--earlier", earlier, seeds=[7])
+    whole = Path(earlier).read_text()
+    Path(earlier).write_text(whole.replace("dense,Dense,", "Dense,"))
+    with pytest.raises(
+        ValueError, match="the line of 'Dense' cannot be read: it has not as many fields as the table has columns"
+    ):
+        fake.run("--earlier", earlier)
+    Path(earlier).write_text(whole)
+    changed(earlier, "SmartTrim", accuracy="")
+    with pytest.raises(ValueError, match="the line of 'SmartTrim' cannot be read: its status is 'done', and accuracy is empty"):
+        fake.run("--earlier", earlier)
     changed(earlier, "SmartTrim", accuracy="much")
     with pytest.raises(ValueError, match="the line of 'SmartTrim' cannot be read: could not convert string to float: 'much'"):
         fake.run("--earlier", earlier)

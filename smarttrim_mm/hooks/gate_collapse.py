@@ -175,7 +175,7 @@ def _missed(runner: Runner, places: Collection[str], slack: float) -> dict[str, 
         ratios = [logged[place] for place in places if place.startswith(f"{kind}/") and place in logged]
         if name in logged and ratios:
             missed[kind] = sum(ratios) / len(ratios) > logged[name] + slack
-    return missed
+    return {**missed, "within": missed["kept"]}  # what an attention leaves is what the layers after it are logged to have kept
 
 
 def _of_kind(gates: Mapping[str, Mapping], kind: str) -> dict[str, Mapping]:

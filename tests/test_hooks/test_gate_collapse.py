@@ -112,6 +112,13 @@ def test_a_policy_whose_knob_alone_sets_how_many_stay_has_not_collapsed(toy_conf
     assert watched(model, make_inputs(model), toy_config(), monkeypatch) == []
 
 
+def test_thresholds_that_nothing_reaches(toy_config, make_model, make_inputs, monkeypatch):
+    """A gate between attention and MLP: no attention received is 1."""
+    model = make_model({"type": "LTP", "threshold": 1.0, "streams": ["image"], "layers": {"image": [2], "fusion": []}}).train()
+    told = watched(model, make_inputs(model), toy_config(), monkeypatch)
+    assert len(told) == 1 and "1 gate is all off (over" in told[0] and "within/image.2/image 0.000 +- 0.0000" in told[0]
+
+
 def test_the_same_share_for_every_input(toy_config, make_model, make_inputs, monkeypatch):
     """A gate that no longer looks at its input: its logits are made the same for every token."""
     model = make_model({"type": "SmartTrim", "token_trimmer": None, "noise": 0.0}).train()

@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +14,13 @@ from typing import Any
 
 from mmengine.config import DictAction
 
+from smarttrim_mm.engine.compare_earlier import earlier_notes, key_of, read_earlier, with_earlier
 from smarttrim_mm.engine.compare_estimate import Estimate
 from smarttrim_mm.engine.compare_execution import FAILED, LEFT_OUT, Execution, Task
 from smarttrim_mm.engine.compare_pictures import draw_all
 from smarttrim_mm.engine.compare_plan import DENSE, ComparePlan, plan_from, read_plan
 from smarttrim_mm.engine.compare_results import read_results
-from smarttrim_mm.engine.compare_runs import checkpoint_notes, plan_runs
+from smarttrim_mm.engine.compare_runs import Run, checkpoint_notes, plan_runs
 from smarttrim_mm.engine.compare_summary import Summary, summarise
 from smarttrim_mm.engine.compare_tables import notes_of, write_tables
 from smarttrim_mm.engine.compare_variants import differences, resolve
@@ -41,6 +42,7 @@ class Comparison:
         smoke: Whether trainings are cut to a few iterations on a few images.
         command: That makes this comparison.
         only: Rows to run; None: all.
+        earlier: Files ``results.csv`` of the same plan, whose runs are not run again.
     """
 
     def __init__(
@@ -53,16 +55,24 @@ class Comparison:
         smoke: bool,
         command: str,
         only: Sequence[str] | None = None,
+        earlier: Sequence[str] = (),
     ) -> None:
         names = {row.name for row in (plan if only is None else plan.only(only)).rows}
         self.plan, self.root, self.tools, self.work_dir, self.command = plan, root, tools, work_dir, command
         self.results = work_dir / plan.name
         self.dense, self.variants = resolve(plan, root, work_dir / "runs", smoke)
         self.runs = plan_runs(plan, self.dense, self.variants, root)
-        self.chosen = [run for run in self.runs if run.variant.name in {DENSE, *names}]
+        self.earlier = read_earlier(earlier, self.runs)
+        self.chosen = self._to_run({DENSE, *names})
         self.notes = notes_of(self.variants, differences(self.variants))
         if plan.dense_checkpoint is not None:
             self.notes += checkpoint_notes(plan.dense_checkpoint, plan.seeds, self.dense, root)
+
+    def _to_run(self, names: Container[str]) -> list[Run]:
+        """The runs of some rows without earlier ones; with the dense model of each seed of which anything is run here."""
+        own = {key_of(run) for run in self.runs if run.variant.name in names} - self.earlier.keys()
+        needed = {(DENSE, None, seed) for _, _, seed in own}
+        return [run for run in self.runs if key_of(run) in own | needed]
 
     def tasks(self) -> list[Task]:
         """Trainings, calibrations and tests; equal runs once."""
@@ -77,8 +87,9 @@ class Comparison:
         folders = {run.folder for run in self.chosen}
         tested = [result.run for result in read_results(self.plan, self.runs) if result.done]
         done = {run.folder: run for run in tested if run.folder in folders}
-        others = any(not run.variant.backbone_of_dense for run in done.values())  # which need the dense model's own time
-        timed = [run for run in done.values() if not run.variant.same_as_dense or (others and run.variant.name == DENSE)]
+        timed = [run for run in done.values() if not run.variant.same_as_dense]
+        if not all(run.variant.against_own_host for run in timed):  # the others need the dense model's own time
+            timed = [run for run in done.values() if run.variant.name == DENSE] + timed
         return [Task(run.title, run.folder, (run.clock_stage(self.plan),)) for run in timed]
 
     def clocks_to_come(self) -> list[tuple[Path, Stage]]:
@@ -88,9 +99,10 @@ class Comparison:
 
     def write(self) -> list[Summary]:
         """Writes the tables from what is there, and returns what they hold."""
-        results = read_results(self.plan, self.runs)
+        results = with_earlier(read_results(self.plan, self.runs), self.earlier)
         summaries = summarise(self.plan, results)
-        write_tables(self.results, self.plan, results, summaries, notes=self.notes, command=self.command)
+        notes = [*self.notes, *earlier_notes(results, self.earlier)]
+        write_tables(self.results, self.plan, results, summaries, notes=notes, command=self.command)
         return summaries
 
     def draw(self) -> None:
@@ -119,6 +131,14 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--budgets", type=float, nargs="+", metavar="S", help="speed-ups, dense over decided multiply-adds")
     what.add_argument("--seeds", type=int, nargs="+", metavar="N", help="of trainings and of policies that draw")
     what.add_argument("--only", nargs="+", metavar="NAME", help="rows of the plan to run; the others keep their results")
+    what.add_argument(
+        "--earlier",
+        nargs="+",
+        metavar="FILE",
+        default=[],
+        help="results.csv of the same plan from another machine or work dir: "
+        "what is done there is not run again, and its numbers stand in tables and figures",
+    )
     what.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="change settings of all configs: a.b=1"
     )
@@ -163,6 +183,7 @@ def main(argv: Sequence[str] | None = None, tools: Path = ROOT / "tools", root: 
         "smoke": args.smoke,
         "command": command,
         "only": args.only,
+        "earlier": args.earlier,
     }
     try:
         comparison = Comparison(plan, **given)
@@ -223,6 +244,8 @@ def _run(comparison: Comparison, args: argparse.Namespace) -> int:
     pending = execution.pending(tasks)
     todo = [(folder, stage) for folder, stages in pending.items() for stage in stages]
     print(f"{comparison.plan.name}: {len(tasks)} runs, {len(pending)} of them to do ({len(todo)} stages)")
+    if comparison.earlier:
+        print(f"{len(comparison.earlier)} further runs are taken from earlier results")
     for note in comparison.notes:
         print(f"note: {note}")
     clocks = [] if args.no_benchmark else comparison.clocks_to_come()

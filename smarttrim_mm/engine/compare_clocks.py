@@ -23,7 +23,7 @@ def read_clocks(run: Run) -> list[dict[str, Any]]:
     found = []
     for result in content["results"]:
         baseline = result["sdpa_baseline"] or HOST
-        own = result["contenders"][content["policy"] if run.variant.calibrated else baseline]
+        own = result["contenders"][content["policy"] if run.variant.timed_itself else baseline]
         found.append(
             {
                 "batch_size": result["batch_size"],
@@ -41,8 +41,8 @@ def read_clocks(run: Run) -> list[dict[str, Any]]:
 def clock_numbers(plan: ComparePlan, run: Run, clocks: Sequence[Mapping[str, Any]], dense: Run) -> dict[str, Any]:
     """The columns of the clock, at the largest batch size and the first number of threads.
 
-    Of a model of another backbone, whose own dense forward is no baseline, it is the ratio of milliseconds per batch of two
-    processes, the dense model's and its own.
+    Of a sliced model and of one of another backbone, whose own dense forward is no baseline, it is the ratio of milliseconds
+    per batch of two processes, the dense model's and its own.
 
     Args:
         plan: The plan.
@@ -57,7 +57,7 @@ def clock_numbers(plan: ComparePlan, run: Run, clocks: Sequence[Mapping[str, Any
     own = _at(clocks, size, threads)
     if own is None:
         return {}
-    if run.variant.calibrated and run.variant.backbone_of_dense:
+    if run.variant.against_own_host:
         ratio = own["speedup"]
         faster = {"clock_speedup": ratio["median"], "clock_q1": ratio["q1"], "clock_q3": ratio["q3"]}
     else:

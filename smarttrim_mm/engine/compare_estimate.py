@@ -1,5 +1,6 @@
 """How long a comparison will take: from finished stages of the same kind, else from a short probe."""
 
+import copy
 import json
 import time
 from collections import defaultdict
@@ -14,6 +15,7 @@ from mmengine.config import Config
 
 from smarttrim_mm.engine.building import build_loader, build_model, model_batches
 from smarttrim_mm.engine.compare_runs import Run
+from smarttrim_mm.engine.compare_variants import PLACEHOLDER
 from smarttrim_mm.engine.stages import Stage
 
 _STEPS = 4  # of a probe, the first of which is not counted
@@ -67,7 +69,7 @@ class Estimate:
         history = self._history()
         for folder, stage in todo:
             run = self.runs[folder]
-            if self._from_history(history, run, stage) is None and run.variant.calibrated not in self.probed:
+            if self._from_history(history, run, stage) is None and self._from_probe(run, stage) is None:
                 self.probed[run.variant.calibrated] = probe(run.variant.cfg)
 
     def left(self, todo: Iterable[tuple[Path, Stage]]) -> float | None:
@@ -108,6 +110,8 @@ class Estimate:
         return median(same) * (_length(run.variant.training_settings()) if stage.name == "train" else 1)
 
     def _from_probe(self, run: Run, stage: Stage) -> float | None:
+        if stage.name == "slice":  # one pass over one batch
+            return _START
         found = self.probed.get(run.variant.calibrated)
         if found is None:
             return None
@@ -128,6 +132,7 @@ def probe(cfg: Config) -> Probe:
     Args:
         cfg: The config.
     """
+    cfg = without_teacher(cfg)
     model = build_model(cfg)
     by_epoch = "max_epochs" in cfg.train_cfg
     loaders = {split: build_loader(cfg, split, model) for split in ("val", "test", *(["train"] if by_epoch else []))}
@@ -144,6 +149,15 @@ def probe(cfg: Config) -> Probe:
         seconds.append((time.monotonic() - between, between - begin))
     training, inference = (median(values) for values in zip(*(seconds[1:] or seconds), strict=True))
     return Probe(training, inference, {split: len(loader) for split, loader in loaders.items()})
+
+
+def without_teacher(cfg: Config) -> Config:
+    """The config with the dense pass of the model's own weights in place of a teacher that is yet to be trained."""
+    cfg = copy.deepcopy(cfg)
+    if (cfg.model.get("distillation") or {}).get("frozen_teacher") == PLACEHOLDER:
+        cfg.model.distillation.update(frozen_teacher=None, teacher_backbone=None)
+        cfg.model.init_layers = None
+    return cfg
 
 
 def _length(settings: Mapping[str, object]) -> int:

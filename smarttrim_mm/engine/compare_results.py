@@ -41,6 +41,7 @@ class Result:
         shares: Multiply-adds of each test input over the dense model's, by its key.
         clocks: Results of the benchmark, for each batch size and number of threads.
         commands: Of the stages that were run.
+        source: The earlier results that it was taken from, which say no more than its numbers; empty: it was run here.
     """
 
     run: Run
@@ -52,6 +53,7 @@ class Result:
     shares: Mapping[Any, float] = field(default_factory=dict)
     clocks: Sequence[Mapping[str, Any]] = ()
     commands: Sequence[str] = ()
+    source: str = ""
 
     @property
     def done(self) -> bool:

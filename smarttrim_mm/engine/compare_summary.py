@@ -97,9 +97,13 @@ def summarise(plan: ComparePlan, results: Sequence[Result]) -> list[Summary]:
 
 
 def paired(first: Sequence[Result], second: Sequence[Result]) -> Comparison | None:
-    """The paired comparison over the seeds that both have; None: none, or the answers cannot be told right from wrong."""
-    others = {result.run.seed: result for result in second if result.done}
-    both = [(result, others[result.run.seed]) for result in first if result.done and result.run.seed in others]
+    """The paired comparison over the seeds that both have; None: none, or the answers cannot be told right from wrong.
+
+    Earlier results, of which no answers are at hand, take no part.
+    """
+    others = {result.run.seed: result for result in second if result.done and not result.source}
+    here = [result for result in first if result.done and not result.source]
+    both = [(result, others[result.run.seed]) for result in here if result.run.seed in others]
     pairs = [(one.predictions, other.predictions) for one, other in both]
     if not pairs or not all(judged(one) and judged(other) for one, other in pairs):
         return None

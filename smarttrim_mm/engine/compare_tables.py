@@ -12,6 +12,7 @@ import torch
 
 from smarttrim_mm.engine.compare_plan import DENSE, ComparePlan
 from smarttrim_mm.engine.compare_results import COLLAPSED, Result
+from smarttrim_mm.engine.compare_runs import Run
 from smarttrim_mm.engine.compare_summary import Spread, Summary
 from smarttrim_mm.engine.compare_variants import Variant
 from smarttrim_mm.engine.comparison import Comparison
@@ -45,20 +46,28 @@ def csv_table(results: Sequence[Result]) -> str:
 
 def record(result: Result) -> dict[str, Any]:
     """A run as plain data, by the names of :data:`COLUMNS`."""
-    run, row = result.run, result.run.variant.row
+    run = result.run
     return {
         **dict.fromkeys(COLUMNS),
-        "name": result.name,
+        "folder": shown_path(run.folder, run.root),
+        "command": " && ".join(result.commands),
+        **result.numbers,
+        **settings_of(run),
+        "status": result.status,
+        "reason": " ".join(result.reason.split()),
+    }
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """What a table says of how a run was made, by the names of :data:`COLUMNS`."""
+    row = run.variant.row
+    return {
+        "name": run.variant.name,
         "policy": run.variant.policy.__name__,
         "config": row.config if row.config is not None else "recipe",
         "options": json.dumps(dict(row.options), default=str) if row.options else "",
         "budget": run.budget,
         "seed": run.seed,
-        "status": result.status,
-        "folder": shown_path(run.folder, run.root),
-        "reason": " ".join(result.reason.split()),
-        "command": " && ".join(result.commands),
-        **result.numbers,
     }
 
 
@@ -145,7 +154,8 @@ def _table(plan: ComparePlan, shown: Sequence[Summary]) -> list[str]:
     lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
     for each in shown:
         done = len(each.done)
-        cells = [each.name, f"{done}/{len(each.results)}"]
+        taken = sum(bool(result.source) for result in each.done)
+        cells = [each.name, f"{done}/{len(each.results)}" + (f" ({taken} earlier)" if taken else "")]
         if not done:
             cells += [_statuses(each), *[""] * (len(names) - 3)]
             lines.append(f"| {' | '.join(cells)} |")

@@ -23,7 +23,7 @@ from smarttrim_mm.utils.config import read_config
 from smarttrim_mm.utils.run_guard import comparable_settings
 
 CONFIG = "config.py"
-_PLACEHOLDER = "{dense_checkpoint}"
+PLACEHOLDER = "{dense_checkpoint}"
 _SPEEDUP = "model.budget.speedup"
 _RUNNER = {*inspect.signature(Runner.__init__).parameters, "custom_imports", "model_wrapper_cfg"}  # not helper variables
 _BY_RUN = ("randomness.seed", "load_from", "model.policy.seed", _SPEEDUP)  # a run gives them on its command line
@@ -82,6 +82,16 @@ class Variant:
         return self.policy is Dense and self.backbone_of_dense
 
     @property
+    def timed_itself(self) -> bool:
+        """Whether the policy is what the benchmark times, not the host that is left of it."""
+        return self.policy is not Dense and not self.sliced
+
+    @property
+    def against_own_host(self) -> bool:
+        """Whether its host, beside which the benchmark times it, computes what the comparison's dense model does."""
+        return self.timed_itself and self.backbone_of_dense
+
+    @property
     def has_target(self) -> bool:
         """Whether its training has a target in multiply-adds, which the budget sets."""
         budget = self.cfg.model.get("budget")
@@ -104,7 +114,7 @@ class Variant:
 
     def placeholders(self) -> list[str]:
         """Names of the settings that the dense checkpoint goes to."""
-        return [name for name, value in self.training_settings().items() if value == _PLACEHOLDER]
+        return [name for name, value in self.training_settings().items() if value == PLACEHOLDER]
 
     def write_config(self) -> None:
         """Writes the whole config to where the commands look for it."""
@@ -184,8 +194,14 @@ def _resolve_row(plan: ComparePlan, row: RowPlan, root: Path, runs: Path, option
         cfg = _read(root, plan.recipe, options, {}, row.name)
         notes = _with_policy(cfg, row.policy)
         cfg = _changed(cfg, row.options, row.name)
-    uses_dense = row.from_dense or _PLACEHOLDER in comparable_settings(cfg).values()
-    return _variant(row, cfg, runs, source=source if uses_dense else None, plan=plan, notes=notes)
+    uses_dense = row.from_dense or PLACEHOLDER in comparable_settings(cfg).values()
+    variant = _variant(row, cfg, runs, source=source if uses_dense else None, plan=plan, notes=notes)
+    if variant.sliced and not variant.has_target:
+        raise ValueError(
+            f"row {row.name!r} searches for what to slice off, and its model.budget is {cfg.model.get('budget')}, so that "
+            "nothing would ever go; expected a SlicingBudget: give the row a config such as configs/meter/quickstart_upop-2x.py"
+        )
+    return variant
 
 
 def _variant(

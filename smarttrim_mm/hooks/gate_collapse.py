@@ -42,6 +42,7 @@ class GateCollapseHook(Hook):
     A gate is all off if it leaves protected tokens only, or no head; all on if it lets everything through although more is
     kept than the budget's target asks for; or the same for every input if its share no longer differs between the instances
     of a batch. A gate's share is of what came to it, so that one gate that drops everything does not accuse those behind it.
+    Where a knob alone sets how many tokens stay (``Policy.counts_fixed``), inputs are meant to keep the same, and that is none.
     The log says when a gate has recovered, and at the end of the training which have not. Findings are saved with
     checkpoints, so that a resumed run neither repeats nor forgets them. Every threshold is ours.
 
@@ -92,6 +93,7 @@ class GateCollapseHook(Hook):
         if not shares:
             return
         state = _state(runner)
+        model: Any = unwrapped_model(runner)
         missed = _missed(runner, shares.keys() | state.keys(), self.slack)
         found: dict[str, list[str]] = defaultdict(list)
         for place, (mean, spread, instances) in shares.items():
@@ -107,7 +109,7 @@ class GateCollapseHook(Hook):
                 gate["spreads"],
                 known,
                 edge=self.edge,
-                least_spread=self.least_spread,
+                least_spread=0.0 if model.policy.counts_fixed else self.least_spread,
                 missed=all(gate["missed"]),
             )
             if gate["collapse"] not in (None, known):
@@ -173,7 +175,7 @@ def _missed(runner: Runner, places: Collection[str], slack: float) -> dict[str, 
         ratios = [logged[place] for place in places if place.startswith(f"{kind}/") and place in logged]
         if name in logged and ratios:
             missed[kind] = sum(ratios) / len(ratios) > logged[name] + slack
-    return missed
+    return {**missed, "within": missed["kept"]}  # what an attention leaves is what the layers after it are logged to have kept
 
 
 def _of_kind(gates: Mapping[str, Mapping], kind: str) -> dict[str, Mapping]:

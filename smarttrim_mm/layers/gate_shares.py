@@ -16,7 +16,8 @@ class GateShares:
     """Shares of one pass, a column for each gate that had something to decide on.
 
     Attributes:
-        places: Names as a training logs them: ``'kept/<step>/<stream>'``, ``'heads/<step>/<attention>'``.
+        places: Names as a training logs them: ``'kept/<step>/<stream>'``, ``'heads/<step>/<attention>'``; and
+            ``'within/<step>/<stream>'`` of tokens between attention and MLP.
         means: What the gates let through, in 0-1, mean over instances, [len(places)].
         spreads: Its standard deviation over instances, likewise.
         instances: Instances for which there was something to decide on, likewise; 0: ``means`` and ``spreads`` say nothing.
@@ -35,7 +36,7 @@ class GateShares:
 
 @torch.no_grad()
 def gate_shares(record: TrimRecord) -> GateShares:
-    """Measures the gates that the record's policy trims.
+    """Measures the gates of the record's policy: of tokens before each layer and within it, and of heads.
 
     A token gate's share is of the tokens that came to it, protected ones left out: 0 is a gate that leaves protected tokens
     only, 1 one that drops nothing, wherever in the model it lies. Nothing is read from the device.
@@ -51,6 +52,10 @@ def gate_shares(record: TrimRecord) -> GateShares:
             floor = _floor(entry.before[name], floors)
             came, went = (layout.counts() - floor for layout in (entry.before[name], entry.tokens[name]))
             columns[f"kept/{entry.step.name}/{name}"] = _measure(went / came.clamp(min=1), came > 0)
+        for name in sorted(record.policy.reduces(entry.step) & entry.after.keys()):
+            floor = _floor(entry.tokens[name], floors)
+            came, went = (layout.counts() - floor for layout in (entry.tokens[name], entry.after[name]))
+            columns[f"within/{entry.step.name}/{name}"] = _measure(went / came.clamp(min=1), came > 0)
         for name in sorted(attentions & entry.heads.keys()):
             on = entry.heads[name].float().mean(1)
             columns[f"heads/{entry.step.name}/{name}"] = _measure(on, torch.ones_like(on, dtype=torch.bool))

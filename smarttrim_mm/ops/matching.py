@@ -44,15 +44,12 @@ def bipartite_match(keys: Tensor, free: Tensor, counts: Tensor) -> Tensor:
 
 
 def complete_match(keys: Tensor, importance: Tensor, free: Tensor, counts: Tensor) -> Tensor:
-    """Which tokens merge into which, where any may merge into any other.
+    """Which tokens merge into which, where any may merge into any other ("complete-graph soft matching").
 
-    Token i merges into j the sooner the more alike they are and the less important i is: by cos(i, j) - importance(i). Tokens
-    are put in the order of their best pair, and each may merge only into those behind it, so that no two merge into each other.
-    Those merge whose best pair behind them is best, each into what its partner merges into, if that does. Of equal pairs the
-    first token's counts.
-
-    That is in the sense of CrossGET's "complete-graph soft matching", which is not iterative either; order, direction and what
-    becomes of chains are ours, as its text was not at hand.
+    Tokens are put in the order of their likeness to the token most like them, and each is compared with those behind it, so
+    that of two that are most like each other one stays. A token i merges the sooner the more like the best of these, j, it is,
+    and the less important: by cos(i, j) - importance(i). Each token that merges does so into the one most like it among all
+    that do not. Of equals the first counts. That is the rule of CrossGET's published code.
 
     Args:
         keys: What is compared, [B, n, d].
@@ -66,16 +63,15 @@ def complete_match(keys: Tensor, importance: Tensor, free: Tensor, counts: Tenso
     size = free.shape[1]
     own = torch.arange(size, device=keys.device)
     unit = normalize(keys.float(), dim=-1)
-    score = unit @ unit.transpose(1, 2) - importance.unsqueeze(2)
-    pair = free.unsqueeze(2) & free.unsqueeze(1) & (own.unsqueeze(1) != own)
-    score = score.masked_fill(~pair, -torch.inf)
-    order = ranks(score.amax(2))
-    best, nearest = score.masked_fill(order.unsqueeze(1) < order.unsqueeze(2), -torch.inf).max(2)
+    alike = unit @ unit.transpose(1, 2)
+    # two that are most like each other tie in the order: not by float error, which depends on the batch, but by their index
+    alike = (alike + alike.transpose(1, 2)) / 2
+    alike = alike.masked_fill(~(free.unsqueeze(2) & free.unsqueeze(1)) | (own.unsqueeze(1) == own), -torch.inf)
+    order = ranks(alike.amax(2))
+    best = alike.masked_fill(order.unsqueeze(1) < order.unsqueeze(2), -torch.inf).amax(2) - importance
     merges = (ranks(best) < counts.unsqueeze(1)) & (best > -torch.inf)
-    into = torch.where(merges, nearest, own)
-    for _ in range((size - 1).bit_length()):  # each time, what was followed for so many links is for twice as many
-        into = into.gather(1, into)
-    return into
+    nearest = alike.masked_fill(merges.unsqueeze(1), -torch.inf).argmax(2)
+    return torch.where(merges, nearest, own)
 
 
 def complete_multiply_adds(tokens: Tensor, width: int) -> Tensor:

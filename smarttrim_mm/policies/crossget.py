@@ -22,17 +22,17 @@ class CrossGET(Policy):
     """Merges similar tokens between attention and MLP of each chosen layer, guided by the other modality.
 
     What is the paper's: tokens are merged between attention and MLP; a cross token of each modality, which learns to stand for
-    the other, says how important each token is; any token may merge into any other ("complete-graph soft matching"), where the
-    importance has a say; and what merges is replaced by a mean weighted by the soft-max of importance ("cross-guided
-    ensemble").
+    the other, says how important each token is; any token may merge into any other ("complete-graph soft matching", by
+    :func:`~smarttrim_mm.ops.matching.complete_match`), where the importance has a say; and what merges is replaced by a mean
+    weighted by the soft-max of importance ("cross-guided ensemble").
 
     Ours, as the layers of a host have no room for further tokens: the guide token of the other modality, where it is at hand
     (fusion layers; an image encoder behind ``text_first``), plays the cross token, else the guide token of the own one. It is
     normalised and projected by a learned map, one for each stage, stream and guide; the importance of a token is the cosine of
     that with the token's key (the mean over heads), mean over guides. There is no loss that aligns cross tokens: the map learns
-    from the task and from distillation, by the weights of the means. The matching rule is
-    :func:`~smarttrim_mm.ops.matching.complete_match`. So many tokens merge as ToMe would merge, rounded down in each layer, but
-    one of the tokens that are not protected stays.
+    from the task and from distillation, by the weights of the means. Sizes of tokens, by which the published code weighs means
+    too, are not followed. So many tokens merge as ToMe would merge, rounded down in each layer, but one of the tokens that are
+    not protected stays (the published code merges at most half of them).
 
     Args:
         steps: The layers of the backbone.

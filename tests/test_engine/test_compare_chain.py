@@ -295,6 +295,55 @@ def test_rows_that_are_not_trained_and_rows_of_their_own_compute(fake):
     assert fake.results()["on its own", None, 0]["clock_speedup"] == 1.0  # its milliseconds against the dense model's
 
 
+def test_what_a_search_chose_is_sliced_off_and_held_against_the_dense_model(fake):
+    """Dense takes 20 M; slicing aims at 2 * 1.04, so that 20 / 2.08 are left: 2.08x, 4 % more than the budget."""
+    teacher = {"model.distillation.frozen_teacher": "{dense_checkpoint}"}
+    rows = [{"name": "UPop", "config": f"{CONFIGS}/quickstart_upop-2x.py", "options": teacher}]
+    assert fake.run(rows=rows) == 0
+    assert fake.short_calls == [
+        "train dense fixed seed-0",
+        "test dense fixed seed-0",
+        "train upop budget-2x seed-0",
+        "slice upop budget-2x seed-0",
+        "test upop budget-2x seed-0",
+        "benchmark dense fixed seed-0",  # its host is another model, so that the dense model's own time is needed
+        "benchmark upop budget-2x seed-0",
+    ]
+    folder = next(fake.work_dir.glob("runs/upop-*/budget-2x/seed-0")).relative_to(fake.root)
+    assert "model.budget.speedup=2.08" in fake.calls[2]
+    assert f" {folder}/train/iter_4.pth --out {folder}/sliced.pth" in fake.calls[3]
+    assert f" {folder}/sliced.pth --work-dir" in fake.calls[4]
+    result = fake.results()["UPop", 2.0, 0]
+    assert (result["status"], result["collapsed"], result["knob"]) == ("done", "", None)
+    assert result["multiply_adds"] == pytest.approx(20 / 2.08)
+    assert result["speedup"] == pytest.approx(2.08)  # not 1, its own report's
+    assert result["speedup_error"] == pytest.approx(0.04)
+    assert result["clock_speedup"] == 2.0  # 10 ms of the dense model over 5 ms of its own host
+    assert result["command"].count("python tools/") == 4
+    assert "| UPop | 1/1 |" in fake.markdown()
+    count = len(fake.calls)
+    assert fake.run(rows=rows) == 0
+    assert len(fake.calls) == count
+
+
+def test_a_policy_of_its_own_compute_is_timed_itself(fake):
+    rows = [{"name": "as it is", "config": f"{CONFIGS}/quickstart_random.py", "fixed": True}]
+    assert fake.run(rows=rows) == 0
+    assert fake.short_calls[-1] == "benchmark as-it-is fixed seed-0"
+    assert fake.results()["as it is", None, 0]["clock_speedup"] == 1.5
+
+
+def test_the_time_of_a_search_is_estimated_without_its_teacher(fake, monkeypatch, capsys):
+    """Where trainings and tests taught how long they take, slicing needs no probe, whose teacher would not be there yet."""
+    assert fake.run("--no-benchmark") == 0
+    monkeypatch.undo()
+    teacher = {"model.distillation.frozen_teacher": "{dense_checkpoint}"}
+    rows = [{"name": "UPop", "config": f"{CONFIGS}/quickstart_upop-2x.py", "options": teacher}]
+    capsys.readouterr()
+    assert fake.run("--no-benchmark", "--dry-run", rows=rows) == 0
+    assert "UPop at 2x, seed 0: train, slice, test" in capsys.readouterr().out
+
+
 def test_a_damaged_file_does_not_lose_the_others(fake):
     assert fake.run("--no-benchmark") == 0
     folder = fake.root / fake.results()["random", 2.0, 0]["folder"]

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 from fake_comparison import CONFIGS, REPOSITORY
 
 from smarttrim_mm.engine.building import build_model
+from smarttrim_mm.engine.compare_estimate import without_teacher
 from smarttrim_mm.engine.compare_plan import ComparePlan, RowPlan, plan_from, read_plan
 from smarttrim_mm.engine.compare_tables import notes_of
 from smarttrim_mm.engine.compare_variants import differences, resolve
@@ -123,6 +124,22 @@ def test_a_row_of_a_policy_alone_takes_the_recipe_and_leaves_out_what_does_not_f
     assert not smarttrim.calibrated_first
     assert random.notes == ("no ComputeBudget: what Random keeps is not learned", "no NoiseHook: Random has no noise")
     assert "random: no NoiseHook: Random has no noise." in notes_of([smarttrim, random], {})
+
+
+def test_a_search_needs_a_budget_that_slices(tmp_path):
+    with pytest.raises(ValueError, match=r"row 'UPop' searches for what to slice off, and its model\.budget is None"):
+        resolved(tmp_path, recipe=SMARTTRIM, rows=[{"name": "UPop", "policy": {"type": "UPop"}}])
+
+
+@pytest.mark.parametrize("name", ["upop-2x", "ftkd-2x"])
+def test_a_probe_needs_no_teacher_that_is_yet_to_be_trained(tmp_path, name):
+    options = {"model.distillation.frozen_teacher": "{dense_checkpoint}"}
+    _, [row] = resolved(tmp_path, rows=[{"name": name, "config": f"{CONFIGS}/quickstart_{name}.py", "options": options}])
+    model = build_model(without_teacher(row.cfg)).train()
+    inputs = random_inputs(model.backbone.input_format, [9, 8])
+    losses = model.loss(replace(inputs, targets=torch.zeros(2, dtype=torch.long)))
+    assert losses["loss_distill"].isfinite()
+    assert row.cfg.model.distillation.frozen_teacher == "{dense_checkpoint}"
 
 
 def test_recipes_that_differ_are_named(tmp_path):

@@ -92,6 +92,33 @@ def test_a_policy_that_trims_nothing_is_left_alone(toy_run, make_model, make_inp
     assert hook._shares.on_host() == {}
 
 
+def watched(model, inputs, cfg, monkeypatch):
+    """What the hook says of three passes of a model."""
+    runner = Runner.from_cfg(cfg)
+    runner.model = model
+    hook, told = GateCollapseHook(interval=1, window=2), []
+    monkeypatch.setattr("smarttrim_mm.hooks.gate_collapse.print_log", lambda message, **_: told.append(message))
+    hook.before_train(runner)
+    for number in range(3):
+        runner.train_loop._iter = number
+        hook.before_train_iter(runner, number)
+        model.loss(inputs)
+        hook.after_train_iter(runner, number)
+    return told
+
+
+def test_a_policy_whose_knob_alone_sets_how_many_stay_has_not_collapsed(toy_config, make_model, make_inputs, monkeypatch):
+    model = make_model({"type": "Random", "streams": ["image"], "keep_ratio": 0.6}).train()
+    assert watched(model, make_inputs(model), toy_config(), monkeypatch) == []
+
+
+def test_thresholds_that_nothing_reaches(toy_config, make_model, make_inputs, monkeypatch):
+    """A gate between attention and MLP: no attention received is 1."""
+    model = make_model({"type": "LTP", "threshold": 1.0, "streams": ["image"], "layers": {"image": [2], "fusion": []}}).train()
+    told = watched(model, make_inputs(model), toy_config(), monkeypatch)
+    assert len(told) == 1 and "1 gate is all off (over" in told[0] and "within/image.2/image 0.000 +- 0.0000" in told[0]
+
+
 def test_the_same_share_for_every_input(toy_config, make_model, make_inputs, monkeypatch):
     """A gate that no longer looks at its input: its logits are made the same for every token."""
     model = make_model({"type": "SmartTrim", "token_trimmer": None, "noise": 0.0}).train()
@@ -101,17 +128,7 @@ def test_the_same_share_for_every_input(toy_config, make_model, make_inputs, mon
             for parameter in trimmer.parameters():
                 parameter.zero_()
             list(trimmer.parameters())[-1].copy_(torch.tensor([1.0, -1.0, 1.0, -1.0]))
-    cfg = toy_config()
-    runner = Runner.from_cfg(cfg)
-    runner.model = model
-    hook, told = GateCollapseHook(interval=1, window=2), []
-    monkeypatch.setattr("smarttrim_mm.hooks.gate_collapse.print_log", lambda message, **_: told.append(message))
-    hook.before_train(runner)
-    for number in range(3):
-        runner.train_loop._iter = number
-        hook.before_train_iter(runner, number)
-        model.loss(make_inputs(model))
-        hook.after_train_iter(runner, number)
+    told = watched(model, make_inputs(model), toy_config(), monkeypatch)
     assert len(told) == 1 and told[0].startswith("Iteration 2: 13 gates are the same for every input (over")
     assert "heads/text.0/text.self 0.500 +- 0.0000" in told[0] and "NoiseHook" in told[0] and "and 7 more" in told[0]
 

@@ -54,6 +54,18 @@ def test_a_gate_behind_one_that_drops_all_has_nothing_to_decide_on(make_model, m
     assert "kept/image.1/image" not in shares and "heads/image.1/image.self" in shares
 
 
+@pytest.mark.parametrize("kind", ["masked", "packed"])
+def test_gates_between_attention_and_mlp(make_model, make_inputs, kind):
+    """EViT keeps 8 of 16 patches and a fused one, then 5 of these 9 and a fused one; no attention reaches LTP's threshold of 1."""
+    model = make_model({"type": "EViT", "keep_ratio": 0.5, "layers": {"image": [0, 1]}})
+    shares = shares_of(model, make_inputs(model), kind)
+    assert {place: share[0] for place, share in shares.items()} == pytest.approx(
+        {"within/image.0/image": 9 / 16, "within/image.1/image": 6 / 9}
+    )
+    model = make_model({"type": "LTP", "threshold": 1.0, "streams": ["image"], "layers": {"image": [2], "fusion": []}})
+    assert shares_of(model, make_inputs(model), kind) == {"within/image.2/image": (0.0, 0.0, 3)}
+
+
 def test_no_gradient_and_no_trimming_of_others(make_model, make_inputs):
     model = make_model(SMARTTRIM).train()
     inputs = make_inputs(model)

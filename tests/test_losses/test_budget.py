@@ -36,6 +36,19 @@ def test_ratio_budget_by_hand(trimmed):
     assert losses["target_tokens"].item() == pytest.approx(0.6)
 
 
+@pytest.mark.parametrize("kind", ["masked", "packed"])
+def test_ratio_budget_counts_what_is_cut_between_attention_and_mlp(make_model, make_inputs, kind):
+    """Of 16 patches EViT keeps 8 and a fused one, of these 9 then 5 and a fused one: (1 + 9) / 17 and (1 + 6) / 17 are left.
+
+    Their mean is 0.5. The layers after them, which cut nothing and run on 7 tokens, play no part.
+    """
+    model = make_model({"type": "EViT", "keep_ratio": 0.5, "layers": {"image": [0, 1]}})
+    _, record = model.trace(make_inputs(model), kind)
+    losses = RatioBudget(token_ratio=0.4, head_ratio=0.5, weight=3.0)(record)
+    assert losses["loss_budget_tokens"].item() == pytest.approx(3 * (0.5 - 0.4) ** 2, rel=1e-5)
+    assert set(losses) == {"target_tokens", "loss_budget_tokens"}  # it decides on no head
+
+
 def test_the_curriculum_moves_the_target(trimmed):
     budget = ComputeBudget(speedup=4.0)
     for progress, target in ((0.0, 1.0), (0.5, 1 / 0.625), (1.0, 4.0)):

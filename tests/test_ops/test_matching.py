@@ -106,16 +106,18 @@ def test_any_token_may_merge_into_any_other():
     # 3 (15), 3 has 4 (65), 4 has 5 (20), 5 nothing
     assert complete(0) == [0, 1, 2, 3, 4, 5]
     assert complete(1) == [0, 2, 2, 3, 4, 5]
-    assert complete(2) == [0, 3, 3, 3, 4, 5]  # 1 into 2, which merges into 3
+    assert complete(2) == [0, 3, 3, 3, 4, 5]  # 1 and 2, each into the one most like it that stays
     assert complete(3) == [0, 3, 3, 3, 5, 5]
     assert complete(4) == complete(99) == [0, 5, 5, 5, 5, 5]  # one is left
 
 
 def test_what_is_important_is_merged_into():
-    # 1 is worth .5, 2 is worth 0: 2 comes first, by 1 (cos 10 = .985), and 1 last but for its own best, .485
+    # 1 is worth .5: it has 2 behind it (cos 10 = .985 - .5), and 2 has 3 (cos 15 = .966), but is most like 1, which stays
     assert complete(1, (0.0, 0.5, 0.0, 0.0, 0.0, 0.0)) == [0, 1, 1, 3, 4, 5]
-    # 5 is worth -.5, so that it comes before all (.940 + .5)
-    assert complete(1, (0.0, 0.0, 0.0, 0.0, 0.0, -0.5)) == [0, 1, 2, 3, 4, 4]
+    # 4 is worth -.5, so that it merges before all (cos 20 = .940 + .5)
+    assert complete(1, (0.0, 0.0, 0.0, 0.0, -0.5, 0.0)) == [0, 1, 2, 3, 5, 5]
+    # 5 is the last in order, which no importance changes: there is none behind it
+    assert complete(1, (0.0, 0.0, 0.0, 0.0, 0.0, -0.5)) == complete(1)
     assert complete(1, (9.0, 0.0, 0.0, 0.0, 0.0, 0.0)) == complete(1)  # of one that takes no part it does not matter
 
 

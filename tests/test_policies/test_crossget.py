@@ -48,12 +48,13 @@ def test_the_guide_of_the_other_stream_says_what_is_important(steps, streams):
     policy = CrossGET(steps=list(steps.values()), merge_ratio=0.2, streams=["image"])  # 1.2 of six: one
     query = policy.queries["fusion/image/text"]
     pointing(query, 0.0)
-    # cosines with 0 degrees: 1, .985, .906, 0, -.342. Of pairs: 5 into 4 (.940 + .342), before 4 into 5 (.940)
+    # cosines with 0 degrees: 1, .985, .906, 0, -.342. With those behind them: 1 and 2 (.985 - 1), 2 and 3 (.966 - .985), 3 and
+    # 4 (.423 - .906), 4 and 5 (.940 - 0)
     into, weight = decided(policy, steps, streams)
-    assert into == [0, 1, 2, 3, 4, 4]
+    assert into == [0, 1, 2, 3, 5, 5]
     torch.testing.assert_close(weight, ANGLES.cos().exp())  # the soft-max, but for what a mean divides by
     pointing(query, 110.0)
-    # -.342, -.174, .087, .940, 1: 1 into 2 (.985 + .342), before 2 into 1 (.985 + .174)
+    # -.342, -.174, .087, .940, 1: 1 and 2 (.985 + .342), before 2 and 3 (.966 + .174)
     into, weight = decided(policy, steps, streams)
     assert into == [0, 2, 2, 3, 4, 5]
     torch.testing.assert_close(weight, (ANGLES - math.radians(110)).cos().exp())

@@ -1,5 +1,5 @@
-# Where the question decides what matters: trimmers that read it against trimmers that do not, learned choices against fixed ones,
-# at equal compute. Pictures of kept compute are grouped by the number of filled cells, from easy (1) to hard (9).
+# Where the question decides what matters: trimmers that read it against trimmers that do not, learned choices against fixed
+# ones, at equal compute. Pictures of kept compute are grouped by the number of filled cells, from easy (1) to hard (9).
 # python tools/compare.py configs/compare/mosaic_policies.py --jobs 2
 dense = "configs/meter/mosaic_dense.py"
 recipe = "configs/meter/mosaic_smarttrim.py"

@@ -120,24 +120,27 @@ def run_layer(
         token_wise = _EAGER
     run = _Run(policy.layers_of(step), cut.heads, cut.turns, looks, {}, attention, token_wise)
     tokens = {name: stream.layout for name, stream in current.items()}
-    current, executed = _run_attentions(_fill(step, current), run)
+    current = _fill(step, current)
     after: dict[str, Layout] = {}
     merged: dict[str, Merged] = {}
-    if reduces:
+    if not reduces:
+        current, executed = _run_whole(current, run)
+    else:
+        current, executed = _run_attentions(current, run)
         asked = {name: _unfilled(stream) for name, stream in current.items()}
         second = policy.after_attention(step, asked, run.seen, guides or {})
         check_second(step, second, reduces)
         current = apply_decision(second, asked).streams
         after = {name: stream.layout for name, stream in current.items()}
         merged = {name: Merged.of(merge, tokens[name]) for name, merge in second.merge.items()}
-        current = _fill(step, current)
-    current, work = _run_mlps(current, run)
+        current, work = _run_mlps(_fill(step, current), run)
+        executed += work
     record = StepRecord(
         step=step,
         before=before,
         tokens=tokens,
         heads=dict(decision.heads),
-        executed=executed + work,
+        executed=executed,
         after=after,
         run=dict(decision.run),
         merged=merged,
@@ -157,13 +160,21 @@ def _unfilled(stream: TokenStream) -> TokenStream:
     return replace(stream, x=stream.x[: stream.layout.rows])
 
 
+def _run_whole(streams: dict[str, TokenStream], run: _Run) -> tuple[dict[str, TokenStream], int]:
+    """Attentions and MLP, one stream after the other, each on what the step received: a host's dropout draws in this order."""
+    outputs, executed = dict(streams), 0
+    for name in run.layers:
+        stream, work = _attentions_in_turn(name, streams, run)
+        outputs[name], more = _mlps_in_turn(name, stream, run)
+        executed += work + more
+    return {name: _unfilled(stream) for name, stream in outputs.items()}, executed
+
+
 def _run_attentions(streams: dict[str, TokenStream], run: _Run) -> tuple[dict[str, TokenStream], int]:
     """The attentions of all streams, each on what the step received."""
     outputs, executed = dict(streams), 0
-    for name, layer in run.layers.items():
-        given = (name, layer, streams, run)
-        ways = partial(_attentions, *given), partial(_attentions_of_some, *given)
-        outputs[name], work = take_turns(run.turns.get(f"{name}.attention"), streams[name], *ways)
+    for name in run.layers:
+        outputs[name], work = _attentions_in_turn(name, streams, run)
         executed += work
     return outputs, executed
 
@@ -171,12 +182,24 @@ def _run_attentions(streams: dict[str, TokenStream], run: _Run) -> tuple[dict[st
 def _run_mlps(streams: dict[str, TokenStream], run: _Run) -> tuple[dict[str, TokenStream], int]:
     """The MLPs of all streams; drops the rows that filled packed streams up."""
     outputs, executed = dict(streams), 0
-    for name, layer in run.layers.items():
-        given = (layer, streams[name], run.token_wise)
-        ways = partial(_mlps, *given), partial(_mlps_of_some, *given)
-        outputs[name], work = take_turns(run.turns.get(f"{name}.mlp"), streams[name], *ways)
+    for name in run.layers:
+        outputs[name], work = _mlps_in_turn(name, streams[name], run)
         executed += work
     return {name: _unfilled(stream) for name, stream in outputs.items()}, executed
+
+
+def _attentions_in_turn(name: str, streams: Streams, run: _Run) -> Ran:
+    """The attentions of one stream, for those whose turn it is."""
+    given = (name, run.layers[name], streams, run)
+    ways = partial(_attentions, *given), partial(_attentions_of_some, *given)
+    return take_turns(run.turns.get(f"{name}.attention"), streams[name], *ways)
+
+
+def _mlps_in_turn(name: str, stream: TokenStream, run: _Run) -> Ran:
+    """The MLP of one stream, for those whose turn it is."""
+    given = (run.layers[name], stream, run.token_wise)
+    ways = partial(_mlps, *given), partial(_mlps_of_some, *given)
+    return take_turns(run.turns.get(f"{name}.mlp"), stream, *ways)
 
 
 def _attentions_of_some(name: str, layer: LayerView, streams: Streams, run: _Run, chosen: tuple[int, ...]) -> Ran:

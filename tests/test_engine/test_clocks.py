@@ -20,6 +20,7 @@ def compare(model, data, policies=None, **settings):
 
 def test_result_holds_the_compute_of_the_timed_pairs(small_model, batches):
     model = small_model({"type": "SmartTrim", "stable_init": False})
+    model.packed_from = 1
     data = [inputs.unshared() for inputs in batches(model)]
     runs = []
     result = compare(model, data, on_run=lambda: runs.append(1))

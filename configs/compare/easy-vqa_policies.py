@@ -1,4 +1,4 @@
-# SmartTrim against the published policies, each fine-tuned in the same way from the same dense model, or applied to it as it is.
+# SmartTrim against the published policies, each fine-tuned alike from the same dense model, or applied to it as it is.
 # PuMer is left out: in so small a METER it gains 1.04x at most (configs/meter/quickstart_pumer.py).
 # python tools/compare.py configs/compare/easy-vqa_policies.py --jobs 2
 dense = "configs/meter/quickstart_dense.py"

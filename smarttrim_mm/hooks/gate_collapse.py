@@ -46,7 +46,8 @@ class GateCollapseHook(Hook):
     The log says when a gate has recovered, and at the end of the training which have not. Findings are saved with
     checkpoints, so that a resumed run neither repeats nor forgets them. Every threshold is ours.
 
-    It does nothing where the policy trims nothing. In between two looks it costs nothing; a look reads the device once.
+    It does nothing where the policy cuts no tokens and no heads. In between two looks it costs nothing; a look reads the
+    device once.
 
     Args:
         interval: Iterations from one look to the next.

@@ -56,7 +56,7 @@ def test_a_gate_behind_one_that_drops_all_has_nothing_to_decide_on(make_model, m
 
 @pytest.mark.parametrize("kind", ["masked", "packed"])
 def test_gates_between_attention_and_mlp(make_model, make_inputs, kind):
-    """EViT keeps 8 of 16 patches and a fused one, then 5 of these 9 and a fused one; no token reaches LTP's threshold of 1."""
+    """EViT keeps 8 of 16 patches and a fused one, then 5 of these 9 and one; no attention reaches a threshold of 1."""
     model = make_model({"type": "EViT", "keep_ratio": 0.5, "layers": {"image": [0, 1]}})
     shares = shares_of(model, make_inputs(model), kind)
     assert {place: share[0] for place, share in shares.items()} == pytest.approx(

@@ -10,6 +10,7 @@ _at = "configs/meter/quickstart_{}.py".format
 _teacher = {"model.distillation.frozen_teacher": "{dense_checkpoint}"}
 rows = [
     dict(name="SmartTrim", config=_at("smarttrim")),
+    dict(name="SmartTrim, text first", config=_at("smarttrim"), options={"model.backbone.text_first": True}),
     dict(name="SmartTrim, local only", config=_at("local-only")),
     dict(name="random", config=_at("random")),
     dict(name="dense, longer", config=_at("dense-longer")),

@@ -76,12 +76,12 @@ class Witness(Policy):
         return self.policy.looks(step)
 
     def reduces(self, step):
-        return self.policy.reduces(step)
+        return self.replay.reduces(step)  # of a step that reduces, every stream
 
     def after_attention(self, step, streams, evidence, guides) -> Decision:
         own = self.policy.after_attention(step, streams, evidence, guides)
         given = self.replay.after_attention(step, streams, evidence, guides)
-        for name in self.reduces(step):
+        for name in self.policy.reduces(step):
             self._compare(*(stays(decision, name, streams[name].layout) for decision in (own, given)))
         return given
 

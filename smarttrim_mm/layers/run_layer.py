@@ -152,12 +152,12 @@ def _fill(step: LayerStep, streams: Mapping[str, TokenStream]) -> dict[str, Toke
     """Packed streams with further rows behind them, where that makes products faster; never in training."""
     if is_padded(streams) or any(layer.owner.training for layer in step.layers.values()):
         return dict(streams)
-    return {name: replace(stream, x=fill_rows(stream.x)) for name, stream in streams.items()}
+    return {name: stream.with_tokens(fill_rows(stream.x)) for name, stream in streams.items()}
 
 
 def _unfilled(stream: TokenStream) -> TokenStream:
     """The stream without rows of filling."""
-    return replace(stream, x=stream.x[: stream.layout.rows])
+    return stream.with_tokens(stream.x[: stream.layout.rows])
 
 
 def _run_whole(streams: dict[str, TokenStream], run: _Run) -> tuple[dict[str, TokenStream], int]:
@@ -234,7 +234,7 @@ def _attentions(name: str, layer: LayerView, streams: Streams, run: _Run) -> Ran
     for sublayer in of_first:
         first, work = _run_attention(name, layer, sublayer, {**streams, name: first}, run)
         executed += work
-    return replace(stream, x=whole.join(first.x, others.x)), executed
+    return stream.with_tokens(whole.join(first.x, others.x)), executed
 
 
 def _mlps(layer: LayerView, stream: TokenStream, token_wise: TokenWise) -> Ran:
@@ -245,7 +245,7 @@ def _mlps(layer: LayerView, stream: TokenStream, token_wise: TokenWise) -> Ran:
     first, others = _unfilled(stream).split(layer.first)
     first, work = _run_mlp(layer, layer.first_mlp, first, token_wise)
     others, more = _run_mlp(layer, layer.mlp, others, token_wise)
-    return replace(stream, x=whole.join(first.x, others.x)), work + more
+    return stream.with_tokens(whole.join(first.x, others.x)), work + more
 
 
 def _run_attention(name: str, layer: LayerView, sublayer: Sublayer, streams: Streams, run: _Run) -> Ran:
@@ -253,7 +253,7 @@ def _run_attention(name: str, layer: LayerView, sublayer: Sublayer, streams: Str
     (views, join), training, executed = sublayer, layer.owner.training, 0
     x, layout = streams[name].x, streams[name].layout
     first, parts = views[0], []
-    query = replace(streams[name], x=first.norm(x) if layer.pre_norm else x)
+    query = streams[name].with_tokens(first.norm(x) if layer.pre_norm else x)
     for view in views:
         memory = query if view.reads == name else streams[view.reads]
         part, work, seen = _attend(view, query, memory, run.heads.get(view.name), training, run)
@@ -265,13 +265,13 @@ def _run_attention(name: str, layer: LayerView, sublayer: Sublayer, streams: Str
         executed += x.shape[:-1].numel() * join.merge.weight.numel()
     branch = _branch(first, layout, training)
     y = run.token_wise.add_branch(x, _join(join, parts), branch, first.norm, layer.pre_norm)
-    return replace(streams[name], x=y), executed
+    return streams[name].with_tokens(y), executed
 
 
 def _run_mlp(layer: LayerView, view: MlpView, stream: TokenStream, token_wise: TokenWise) -> Ran:
     x, branch = stream.x, _branch(view, stream.layout, layer.owner.training)
     y = token_wise.mlp_sublayer(x, view.fc1, view.act, view.fc2, branch, view.norm, layer.pre_norm)
-    return replace(stream, x=y), x.shape[:-1].numel() * view.multiply_adds
+    return stream.with_tokens(y), x.shape[:-1].numel() * view.multiply_adds
 
 
 def _join(join: JoinView | None, parts: list[Tensor]) -> Tensor:

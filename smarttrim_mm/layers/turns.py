@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -52,7 +52,7 @@ def take_turns(
     if turns.chosen is None:
         after, executed = run()
         gate = turns.gate.to(after.x.dtype)[:, None, None]
-        return replace(after, x=stream.x + gate * (after.x - stream.x)), executed
+        return after.with_tokens(stream.x + gate * (after.x - stream.x)), executed
     return run_some(turns.chosen) if turns.chosen else (stream, 0)
 
 
@@ -60,9 +60,9 @@ def take_some(stream: TokenStream, chosen: Sequence[int]) -> tuple[TokenStream, 
     """Some instances of a packed stream, and the rows of their tokens, long."""
     assert isinstance(stream.layout, PackedLayout)
     x, layout, rows = stream.layout.some(stream.x[: stream.layout.rows], chosen)
-    return replace(stream, x=x, layout=layout, carried={}), rows
+    return TokenStream(x, layout), rows
 
 
 def put_back(stream: TokenStream, rows: Tensor, some: TokenStream) -> TokenStream:
     """The stream with the tokens of some instances at their rows."""
-    return replace(stream, x=stream.x.index_copy(0, rows, some.x))
+    return stream.with_tokens(stream.x.index_copy(0, rows, some.x))

@@ -50,8 +50,7 @@ class Cut:
 
 def apply_decision(decision: Decision, streams: Streams) -> Cut:
     """Cuts streams before a layer, all padded or all packed."""
-    packed = all(isinstance(stream.layout, PackedLayout) for stream in streams.values())
-    cut = _apply(decision, streams) if packed else _gate(decision, streams)
+    cut = _gate(decision, streams) if is_padded(streams) else _apply(decision, streams)
     for name, notes in decision.carry.items():
         stream = cut.streams[name]
         cut.streams[name] = replace(stream, carried={**stream.carried, **notes})

@@ -154,7 +154,8 @@ class PaddedLayout:
         """Closes the gate of what is not kept; what was dropped before stays dropped."""
         # a protected token takes the constant 1: no gradient reaches a decision that has no effect
         keep = keep | self.protected if keep.dtype is torch.bool else keep.to(self.gate.dtype).masked_fill(self.protected, 1.0)
-        return x, replace(self, gate=self.gate * keep, whole=False)
+        gate = self.gate * keep
+        return x, PaddedLayout(self.valid, gate, self.protected, self.ids, self.guide_index, whole=False, sizes=self.sizes)
 
     def merge(self, x: Tensor, merge: Merge) -> tuple[Tensor, PaddedLayout, Tensor]:
         """Merges tokens in place; see :meth:`PackedLayout.merge`."""

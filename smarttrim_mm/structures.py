@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 
 from smarttrim_mm.layouts import Layout, Merge, PackedLayout, PaddedLayout
 from smarttrim_mm.ops.host import to_host
+from smarttrim_mm.utils.direct import direct
 
 __all__ = ["Decision", "Evidence", "Layout", "Merge", "PackedLayout", "PaddedLayout", "Scores", "Streams", "TokenStream"]
 
@@ -134,12 +135,12 @@ class TokenStream:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> TokenStream:
         """Applies a token-wise function."""
-        return self.with_tokens(function(self.x))
+        return self.with_tokens(direct(function)(self.x))
 
     def select(self, keep: Tensor) -> TokenStream:
         """Drops what is not kept (bool, or float in {0, 1}); protected tokens stay, dropped ones stay dropped."""
         x, layout = self.layout.select(self.x, keep)
-        return replace(self, x=x, layout=layout)
+        return TokenStream(x, layout, self.carried)
 
     def split(self, count: int) -> tuple[TokenStream, TokenStream]:
         """The first ``count`` tokens of every instance, which must be protected, and the others."""

@@ -86,7 +86,7 @@ def _apply(decision: Decision, streams: Streams) -> Cut:
     for (name, (marks, cu_seqlens)), ends in zip(marked.items(), on_host, strict=False):
         stream = merged[name]
         x, layout = _packed(stream).take(stream.x, marks, cu_seqlens, ends)
-        cut[name] = replace(stream, x=x, layout=layout)
+        cut[name] = TokenStream(x, layout, stream.carried)
     heads = {name: Heads(gate, HeadPlan.of(gate, next(on_host))) for name, gate in decision.heads.items()}
     turns = {name: Turns.of(gate, next(on_host)) for name, gate in decision.run.items()}
     return Cut(cut, heads, turns)

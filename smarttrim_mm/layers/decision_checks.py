@@ -88,6 +88,7 @@ def _asking(attention: str) -> str:
 
 
 def _require_known(step: LayerStep, field: str, names: Iterable[str], known: frozenset[str]) -> None:
-    unknown = sorted(set(names) - known)
-    if unknown:
-        raise ValueError(f"{step.name}: {field} of a decision names {unknown}; this step has {sorted(known)}")
+    if not known.issuperset(names):
+        raise ValueError(
+            f"{step.name}: {field} of a decision names {sorted(set(names) - known)}; this step has {sorted(known)}"
+        )

@@ -14,6 +14,7 @@ from smarttrim_mm.attention.base import AttentionBackend, ChosenAttention, HeadP
 from smarttrim_mm.layers.projections import project, projection_work, split_heads, weigh_by_size
 from smarttrim_mm.layers.views import AttentionView
 from smarttrim_mm.structures import Evidence
+from smarttrim_mm.utils.direct import direct
 
 Look = Callable[..., Evidence]
 
@@ -128,7 +129,7 @@ def _attend_together(
     y = (y if sizes is None else y[..., :width]).flatten(1)
     if x.shape[0] > asking:  # else it would be copied
         y = pad(y, (0, 0, 0, len(x) - asking))
-    out = view.out(y) if heads == every else _output_of_heads(view, y, runs)
+    out = direct(view.out)(y) if heads == every else _output_of_heads(view, y, runs)
     return out, executed + projection_work(view, x, memory, len(heads)), seen
 
 

@@ -30,6 +30,7 @@ from smarttrim_mm.ops.attention import padded_attention
 from smarttrim_mm.ops.device import to_device
 from smarttrim_mm.ops.row_filling import fill_rows
 from smarttrim_mm.structures import Decision, Evidence, Layout, PackedLayout, PaddedLayout, Streams, TokenStream
+from smarttrim_mm.utils.direct import direct
 
 _AUTO = ChosenAttention()
 _EAGER = TokenWise()
@@ -116,11 +117,12 @@ def run_layer(
     reduces = policy.reduces(step)
     looks = policy.looks(step) if reduces else {}
     check_looks(step, looks, decision, current)
-    if any(layer.owner.training for layer in step.layers.values()):
+    training = any(layer.owner.training for layer in step.layers.values())
+    if training:
         token_wise = _EAGER
     run = _Run(policy.layers_of(step), cut.heads, cut.turns, looks, {}, attention, token_wise)
     tokens = {name: stream.layout for name, stream in current.items()}
-    current = _fill(step, current)
+    current = current if training else _fill(current)
     after: dict[str, Layout] = {}
     merged: dict[str, Merged] = {}
     if not reduces:
@@ -133,7 +135,7 @@ def run_layer(
         current = apply_decision(second, asked).streams
         after = {name: stream.layout for name, stream in current.items()}
         merged = {name: Merged.of(merge, tokens[name]) for name, merge in second.merge.items()}
-        current, work = _run_mlps(_fill(step, current), run)
+        current, work = _run_mlps(current if training else _fill(current), run)
         executed += work
     record = StepRecord(
         step=step,
@@ -148,16 +150,18 @@ def run_layer(
     return current, record
 
 
-def _fill(step: LayerStep, streams: Mapping[str, TokenStream]) -> dict[str, TokenStream]:
-    """Packed streams with further rows behind them, where that makes products faster; never in training."""
-    if is_padded(streams) or any(layer.owner.training for layer in step.layers.values()):
-        return dict(streams)
-    return {name: stream.with_tokens(fill_rows(stream.x)) for name, stream in streams.items()}
+def _fill(streams: dict[str, TokenStream]) -> dict[str, TokenStream]:
+    """Packed streams with further rows behind them, where that makes products faster."""
+    if is_padded(streams):
+        return streams
+    filled = {name: fill_rows(stream.x) for name, stream in streams.items()}
+    return {name: stream if filled[name] is stream.x else stream.with_tokens(filled[name]) for name, stream in streams.items()}
 
 
 def _unfilled(stream: TokenStream) -> TokenStream:
     """The stream without rows of filling."""
-    return stream.with_tokens(stream.x[: stream.layout.rows])
+    rows = stream.layout.rows
+    return stream if stream.x.shape[0] == rows else stream.with_tokens(stream.x[:rows])
 
 
 def _run_whole(streams: dict[str, TokenStream], run: _Run) -> tuple[dict[str, TokenStream], int]:
@@ -253,7 +257,7 @@ def _run_attention(name: str, layer: LayerView, sublayer: Sublayer, streams: Str
     (views, join), training, executed = sublayer, layer.owner.training, 0
     x, layout = streams[name].x, streams[name].layout
     first, parts = views[0], []
-    query = streams[name].with_tokens(first.norm(x) if layer.pre_norm else x)
+    query = streams[name].with_tokens(direct(first.norm)(x) if layer.pre_norm else x)
     for view in views:
         memory = query if view.reads == name else streams[view.reads]
         part, work, seen = _attend(view, query, memory, run.heads.get(view.name), training, run)
@@ -330,4 +334,4 @@ def _attend_padded(
     if gate is not None:
         y = y * gate.to(y.dtype)[:, :, None, None]
     executed = 2 * q.numel() * k.shape[2] + projection_work(view, x, read, view.heads)
-    return view.out(y.transpose(1, 2).flatten(2)), executed, seen
+    return direct(view.out)(y.transpose(1, 2).flatten(2)), executed, seen

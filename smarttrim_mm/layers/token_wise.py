@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smarttrim_mm.utils.direct import direct
+
 Map = Callable[[Tensor], Tensor]
 
 # Graphs of one function of one model: kinds of layers, each with one token alone apart, in each dtype and kind of pass.
@@ -55,10 +57,10 @@ class TokenWise:
     """Runs :func:`add_branch` and :func:`mlp_sublayer` as they are."""
 
     def add_branch(self, x: Tensor, y: Tensor, branch: Map | None, norm: Map, pre_norm: bool) -> Tensor:
-        return add_branch(x, y, branch, norm, pre_norm)
+        return add_branch(x, y, branch, norm if pre_norm else direct(norm), pre_norm)
 
     def mlp_sublayer(self, x: Tensor, fc1: Map, act: Map, fc2: Map, branch: Map | None, norm: Map, pre_norm: bool) -> Tensor:
-        return mlp_sublayer(x, fc1, act, fc2, branch, norm, pre_norm)
+        return mlp_sublayer(x, direct(fc1), act, direct(fc2), branch, direct(norm), pre_norm)
 
 
 class CompiledTokenWise(TokenWise):

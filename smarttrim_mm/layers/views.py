@@ -8,6 +8,8 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
+from smarttrim_mm.utils.direct import parameter
+
 
 @dataclass(frozen=True)
 class Projection:
@@ -29,11 +31,13 @@ class Projection:
 
     @property
     def weight(self) -> Tensor:
-        return getattr(self.module, self.weight_name)
+        weight = parameter(self.module, self.weight_name)
+        assert weight is not None
+        return weight
 
     @property
     def bias(self) -> Tensor | None:
-        return getattr(self.module, self.bias_name)
+        return parameter(self.module, self.bias_name)
 
     @property
     def inputs(self) -> int:

@@ -113,6 +113,8 @@ class SmartTrim(Policy):
         }
 
     def before_layer(self, step: LayerStep, streams: Streams, guides: Mapping[str, Tensor]) -> Decision:
+        if not any(self._places.get(step.name, _NOWHERE)):
+            return Decision()
         logits = self._logits(step, streams, guides)
         return Decision(
             keep={name: self._gate_tokens(name, of_tokens, streams[name]) for name, of_tokens in logits.keep.items()},

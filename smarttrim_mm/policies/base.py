@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from smarttrim_mm.layers.evidence import looking_multiply_adds
 from smarttrim_mm.layers.record import TrimRecord
 from smarttrim_mm.layers.views import AttentionView, LayerStep, LayerView, modality
 from smarttrim_mm.structures import Decision, Evidence, Scores, Streams
@@ -186,6 +187,33 @@ class Policy(nn.Module):
         if self.knob is None:
             raise ValueError(f"{type(self).__name__} has no calibration knob: its compute is fixed. Calibrate another policy.")
         return self.knob
+
+
+class AttentionPolicy(Policy):
+    """Base of policies that decide when the attentions of a step have run, by what these show.
+
+    A subclass sets :attr:`attentions` when it is built, and overrides :meth:`after_attention`; :meth:`multiply_adds` too if it
+    computes more than what it looks at, and :meth:`looks` or :meth:`reads` if it wants more than here.
+
+    Attributes:
+        wants: What is looked at of each attention, see :meth:`Policy.looks`.
+        attentions: By step and by the stream that may be cut there, the attention that is looked at.
+    """
+
+    wants: ClassVar[frozenset[str]] = frozenset()
+    attentions: Mapping[str, Mapping[str, AttentionView]]
+
+    def looks(self, step: LayerStep) -> Mapping[str, frozenset[str]]:
+        return {view.name: self.wants for view in self.attentions.get(step.name, {}).values()}
+
+    def reduces(self, step: LayerStep) -> frozenset[str]:
+        return frozenset(self.attentions.get(step.name, {}))
+
+    def reads(self, step: LayerStep) -> frozenset[str]:
+        return frozenset()
+
+    def multiply_adds(self, step: LayerStep, counts: Mapping[str, Tensor]) -> Tensor | float:
+        return looking_multiply_adds(step, self.looks(step), counts)
 
 
 def check_streams(steps: Sequence[LayerStep], streams: Sequence[str] | None) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from smarttrim_mm.layers.evidence import KEYS
 from smarttrim_mm.layers.views import LayerStep, modality
 from smarttrim_mm.ops.matching import complete_match, complete_multiply_adds
-from smarttrim_mm.policies.base import Knob, Policy, own_attentions
+from smarttrim_mm.policies.base import AttentionPolicy, Knob, own_attentions
 from smarttrim_mm.policies.merging import free_rows, merge_of_rows
 from smarttrim_mm.registry import POLICIES
 from smarttrim_mm.structures import Decision, Evidence, Streams
@@ -18,7 +18,7 @@ from smarttrim_mm.trimmers.token_trimmer import Query
 
 
 @POLICIES.register_module()
-class CrossGET(Policy):
+class CrossGET(AttentionPolicy):
     """Merges similar tokens between attention and MLP of each chosen layer, guided by the other modality.
 
     What is the paper's: tokens are merged between attention and MLP; a cross token of each modality, which learns to stand for
@@ -49,6 +49,7 @@ class CrossGET(Policy):
 
     knob = Knob("merged share per layer", 0.0, 0.5)
     counts_fixed = True
+    wants = frozenset({KEYS})
 
     def __init__(
         self,
@@ -74,12 +75,6 @@ class CrossGET(Policy):
     @classmethod
     def example_configs(cls) -> dict[str, dict[str, Any]]:
         return {"default": {}, "image, 25% a layer": {"merge_ratio": 0.25, "streams": ["image"]}}
-
-    def looks(self, step: LayerStep) -> Mapping[str, frozenset[str]]:
-        return {view.name: frozenset({KEYS}) for view in self.attentions.get(step.name, {}).values()}
-
-    def reduces(self, step: LayerStep) -> frozenset[str]:
-        return frozenset(self.attentions.get(step.name, {}))
 
     def after_attention(
         self, step: LayerStep, streams: Streams, evidence: Mapping[str, Evidence], guides: Mapping[str, Tensor]

@@ -5,16 +5,16 @@ from typing import Any
 
 from torch import Tensor
 
-from smarttrim_mm.layers.evidence import GUIDE_ROW, looking_multiply_adds
+from smarttrim_mm.layers.evidence import GUIDE_ROW
 from smarttrim_mm.layers.views import LayerStep
-from smarttrim_mm.policies.base import Knob, Policy, own_attentions
+from smarttrim_mm.policies.base import AttentionPolicy, Knob, own_attentions
 from smarttrim_mm.policies.ranked import at_parts, dropped_share, encoder_layers, fuse_worst, keep_best
 from smarttrim_mm.registry import POLICIES
 from smarttrim_mm.structures import Decision, Evidence, Streams
 
 
 @POLICIES.register_module()
-class EViT(Policy):
+class EViT(AttentionPolicy):
     """Keeps, between attention and MLP of a few layers, the tokens that the class token attends to most.
 
     The score of a token is the attention of the class token to it, mean over heads. Of the tokens that are left besides the
@@ -43,6 +43,7 @@ class EViT(Policy):
 
     knob = Knob("dropped share per layer", 0.0, 0.999)
     counts_fixed = True
+    wants = frozenset({GUIDE_ROW})
 
     def __init__(
         self,
@@ -62,12 +63,6 @@ class EViT(Policy):
     def example_configs(cls) -> dict[str, dict[str, Any]]:
         return {"default": {}, "half, not fused": {"keep_ratio": 0.5, "fuse": False}}
 
-    def looks(self, step: LayerStep) -> Mapping[str, frozenset[str]]:
-        return {view.name: frozenset({GUIDE_ROW}) for view in self.attentions.get(step.name, {}).values()}
-
-    def reduces(self, step: LayerStep) -> frozenset[str]:
-        return frozenset(self.attentions.get(step.name, {}))
-
     def after_attention(
         self, step: LayerStep, streams: Streams, evidence: Mapping[str, Evidence], guides: Mapping[str, Tensor]
     ) -> Decision:
@@ -81,9 +76,3 @@ class EViT(Policy):
             else:
                 keep[name] = keep_best(streams[name].layout, row, dropped)
         return Decision(keep=keep, merge=merge)
-
-    def reads(self, step: LayerStep) -> frozenset[str]:
-        return frozenset()
-
-    def multiply_adds(self, step: LayerStep, counts: Mapping[str, Tensor]) -> Tensor | float:
-        return looking_multiply_adds(step, self.looks(step), counts)

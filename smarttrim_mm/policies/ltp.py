@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smarttrim_mm.layers.evidence import RECEIVED, looking_multiply_adds
+from smarttrim_mm.layers.evidence import RECEIVED
 from smarttrim_mm.layers.record import TrimRecord
 from smarttrim_mm.layers.views import LayerStep, modality
 from smarttrim_mm.ops.gates import straight_through
-from smarttrim_mm.policies.base import Knob, Policy, check_streams, own_attentions
+from smarttrim_mm.policies.base import AttentionPolicy, Knob, check_streams, own_attentions
 from smarttrim_mm.registry import POLICIES
 from smarttrim_mm.structures import Decision, Evidence, Streams
 
 
 @POLICIES.register_module()
-class LTP(Policy):
+class LTP(AttentionPolicy):
     """Drops, between attention and MLP of each layer, the tokens whose importance is below the layer's learned threshold.
 
     A token's importance is the attention that it receives, averaged over heads and over the tokens that ask. Thresholds rise
@@ -52,6 +52,7 @@ class LTP(Policy):
     """
 
     knob = Knob("threshold of the last layer", 0.0, 1.0)
+    wants = frozenset({RECEIVED})
 
     def __init__(
         self,
@@ -88,12 +89,6 @@ class LTP(Policy):
     def example_configs(cls) -> dict[str, dict[str, Any]]:
         return {"default": {}, "much": {"threshold": 0.1}}
 
-    def looks(self, step: LayerStep) -> Mapping[str, frozenset[str]]:
-        return {view.name: frozenset({RECEIVED}) for view in self.attentions.get(step.name, {}).values()}
-
-    def reduces(self, step: LayerStep) -> frozenset[str]:
-        return frozenset(self.attentions.get(step.name, {}))
-
     def after_attention(
         self, step: LayerStep, streams: Streams, evidence: Mapping[str, Evidence], guides: Mapping[str, Tensor]
     ) -> Decision:
@@ -129,12 +124,6 @@ class LTP(Policy):
                 free = layout.full() - layout.floor()
                 shares.append(((layout.counts() - layout.floor()) / free.clamp(min=1)).mean())
         return {"loss_mask": self.mask_weight * torch.stack(shares).mean()}
-
-    def reads(self, step: LayerStep) -> frozenset[str]:
-        return frozenset()
-
-    def multiply_adds(self, step: LayerStep, counts: Mapping[str, Tensor]) -> Tensor | float:
-        return looking_multiply_adds(step, self.looks(step), counts)
 
 
 def _rises(places: Sequence[tuple[str, str]]) -> Tensor:

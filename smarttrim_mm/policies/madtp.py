@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smarttrim_mm.layers.evidence import GUIDE_ROW, RECEIVED, looking_multiply_adds
+from smarttrim_mm.layers.evidence import GUIDE_ROW, RECEIVED
 from smarttrim_mm.layers.views import AttentionView, LayerStep, modality
 from smarttrim_mm.ops.fusing import fuse_rest
-from smarttrim_mm.policies.base import Knob, Policy, own_attentions
+from smarttrim_mm.policies.base import AttentionPolicy, Knob, own_attentions
 from smarttrim_mm.policies.merging import free_rows, merge_of_rows
 from smarttrim_mm.registry import POLICIES
 from smarttrim_mm.structures import Decision, Evidence, Streams
 
 
 @POLICIES.register_module()
-class MADTP(Policy):
+class MADTP(AttentionPolicy):
     """Keeps the tokens whose importance reaches a threshold, as many as an instance has, and fuses its others into one.
 
     What is the paper's: a token's importance is the mean of the attention it receives from its own stream, of that of the class
@@ -68,9 +68,6 @@ class MADTP(Policy):
             wanted |= {cross.name: frozenset({RECEIVED}) for cross in _readers(step, name)}
         return wanted
 
-    def reduces(self, step: LayerStep) -> frozenset[str]:
-        return frozenset(self.attentions.get(step.name, {}))
-
     def after_attention(
         self, step: LayerStep, streams: Streams, evidence: Mapping[str, Evidence], guides: Mapping[str, Tensor]
     ) -> Decision:
@@ -87,12 +84,6 @@ class MADTP(Policy):
             # a weight of 0, to which attention may underflow, would leave a mean of nothing
             merge[name] = merge_of_rows(layout, place, layout.from_rows(importance).clamp(min=1e-12))
         return Decision(merge=merge)
-
-    def reads(self, step: LayerStep) -> frozenset[str]:
-        return frozenset()
-
-    def multiply_adds(self, step: LayerStep, counts: Mapping[str, Tensor]) -> Tensor | float:
-        return looking_multiply_adds(step, self.looks(step), counts)
 
 
 def relative_importance(attentions: Tensor, free: Tensor) -> Tensor:

@@ -5,16 +5,16 @@ from typing import Any
 
 from torch import Tensor
 
-from smarttrim_mm.layers.evidence import GUIDE_ROW, looking_multiply_adds
+from smarttrim_mm.layers.evidence import GUIDE_ROW
 from smarttrim_mm.layers.views import AttentionView, LayerStep, modality
-from smarttrim_mm.policies.base import Knob, Policy, UnsupportedBackboneError
+from smarttrim_mm.policies.base import AttentionPolicy, Knob, UnsupportedBackboneError
 from smarttrim_mm.policies.ranked import dropped_share, encoder_layers, keep_best, readers
 from smarttrim_mm.registry import POLICIES
 from smarttrim_mm.structures import Decision, Evidence, Streams
 
 
 @POLICIES.register_module()
-class PyramidDrop(Policy):
+class PyramidDrop(AttentionPolicy):
     """Drops a share of the image tokens at the end of each stage but the last; nothing need be trained.
 
     The paper divides a language model that reads image and text as one sequence into stages of equal depth (four: the ends are
@@ -43,6 +43,7 @@ class PyramidDrop(Policy):
 
     knob = Knob("dropped share per stage", 0.0, 0.999)
     counts_fixed = True
+    wants = frozenset({GUIDE_ROW})
 
     def __init__(
         self,
@@ -69,12 +70,6 @@ class PyramidDrop(Policy):
     def example_configs(cls) -> dict[str, dict[str, Any]]:
         return {"default": {}, "less, in two stages": {"keep_ratio": 0.3, "parts": 2}}
 
-    def looks(self, step: LayerStep) -> Mapping[str, frozenset[str]]:
-        return {view.name: frozenset({GUIDE_ROW}) for view in self.attentions.get(step.name, {}).values()}
-
-    def reduces(self, step: LayerStep) -> frozenset[str]:
-        return frozenset(self.attentions.get(step.name, {}))
-
     def after_attention(
         self, step: LayerStep, streams: Streams, evidence: Mapping[str, Evidence], guides: Mapping[str, Tensor]
     ) -> Decision:
@@ -85,12 +80,6 @@ class PyramidDrop(Policy):
             assert row is not None
             keep[name] = keep_best(streams[name].layout, row, dropped)
         return Decision(keep=keep)
-
-    def reads(self, step: LayerStep) -> frozenset[str]:
-        return frozenset()
-
-    def multiply_adds(self, step: LayerStep, counts: Mapping[str, Tensor]) -> Tensor | float:
-        return looking_multiply_adds(step, self.looks(step), counts)
 
 
 def stage_ends(layers: Sequence[str], parts: int) -> list[str]:

@@ -8,14 +8,14 @@ from torch import Tensor
 from smarttrim_mm.layers.evidence import KEYS
 from smarttrim_mm.layers.views import LayerStep, modality
 from smarttrim_mm.ops.matching import bipartite_match, matching_multiply_adds, merge_counts
-from smarttrim_mm.policies.base import Knob, Policy, own_attentions
+from smarttrim_mm.policies.base import AttentionPolicy, Knob, own_attentions
 from smarttrim_mm.policies.merging import free_rows, merge_of_rows, sizes_of
 from smarttrim_mm.registry import POLICIES
 from smarttrim_mm.structures import Decision, Evidence, Streams
 
 
 @POLICIES.register_module()
-class ToMe(Policy):
+class ToMe(AttentionPolicy):
     """Merges, between attention and MLP of each chosen layer, the tokens whose keys are most alike (section 3).
 
     What is compared is the mean over heads of the self-attention's keys; tokens merge into their mean weighted by size, and
@@ -41,6 +41,7 @@ class ToMe(Policy):
 
     knob = Knob("merged share per layer", 0.0, 0.5)
     counts_fixed = True
+    wants = frozenset({KEYS})
 
     def __init__(
         self,
@@ -69,12 +70,6 @@ class ToMe(Policy):
     def example_configs(cls) -> dict[str, dict[str, Any]]:
         return {"default": {}, "20% a layer": {"merge_ratio": 0.2}}
 
-    def looks(self, step: LayerStep) -> Mapping[str, frozenset[str]]:
-        return {view.name: frozenset({KEYS}) for view in self.attentions.get(step.name, {}).values()}
-
-    def reduces(self, step: LayerStep) -> frozenset[str]:
-        return frozenset(self.attentions.get(step.name, {}))
-
     def after_attention(
         self, step: LayerStep, streams: Streams, evidence: Mapping[str, Evidence], guides: Mapping[str, Tensor]
     ) -> Decision:
@@ -88,9 +83,6 @@ class ToMe(Policy):
             place = bipartite_match(layout.to_rows(keys, 0.0), free, counts)
             merge[name] = merge_of_rows(layout, place, sizes_of(layout), self.proportional)
         return Decision(merge=merge)
-
-    def reads(self, step: LayerStep) -> frozenset[str]:
-        return frozenset()
 
     def multiply_adds(self, step: LayerStep, counts: Mapping[str, Tensor]) -> Tensor | float:
         views = self.attentions.get(step.name, {})

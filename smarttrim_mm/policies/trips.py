@@ -9,7 +9,7 @@ from torch.nn.functional import linear
 
 from smarttrim_mm.layers.evidence import KEYS
 from smarttrim_mm.layers.views import AttentionView, LayerStep, modality
-from smarttrim_mm.policies.base import Knob, Policy, UnsupportedBackboneError, own_attentions
+from smarttrim_mm.policies.base import AttentionPolicy, Knob, UnsupportedBackboneError, own_attentions
 from smarttrim_mm.policies.merging import free_rows
 from smarttrim_mm.policies.ranked import at_parts, dropped_share, encoder_layers, fuse_worst
 from smarttrim_mm.registry import POLICIES
@@ -17,7 +17,7 @@ from smarttrim_mm.structures import Decision, Evidence, Layout, Streams
 
 
 @POLICIES.register_module()
-class TRIPS(Policy):
+class TRIPS(AttentionPolicy):
     """Keeps, between attention and MLP of two image layers, the patches that the text's class token would attend to most.
 
     The class token of the encoded text goes through the layer's own query projection and is compared with the keys of the
@@ -47,6 +47,7 @@ class TRIPS(Policy):
 
     knob = Knob("dropped share per layer", 0.0, 0.999)
     counts_fixed = True
+    wants = frozenset({KEYS})
 
     def __init__(
         self,
@@ -76,12 +77,6 @@ class TRIPS(Policy):
     @classmethod
     def example_configs(cls) -> dict[str, dict[str, Any]]:
         return {"default": {}, "half": {"keep_ratio": 0.5}}
-
-    def looks(self, step: LayerStep) -> Mapping[str, frozenset[str]]:
-        return {view.name: frozenset({KEYS}) for view in self.attentions.get(step.name, {}).values()}
-
-    def reduces(self, step: LayerStep) -> frozenset[str]:
-        return frozenset(self.attentions.get(step.name, {}))
 
     def after_attention(
         self, step: LayerStep, streams: Streams, evidence: Mapping[str, Evidence], guides: Mapping[str, Tensor]

@@ -10,7 +10,7 @@ from smarttrim_mm.layers.evidence import GUIDE_ROW, KEYS, looking_multiply_adds
 from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.ops.fusing import kept_counts, merge_into_samples
 from smarttrim_mm.ops.ranking import keep_top
-from smarttrim_mm.policies.base import Knob, Policy, own_attentions
+from smarttrim_mm.policies.base import AttentionPolicy, Knob, own_attentions
 from smarttrim_mm.policies.merging import free_rows, merge_of_rows
 from smarttrim_mm.policies.ranked import dropped_share, encoder_layers
 from smarttrim_mm.registry import POLICIES
@@ -18,7 +18,7 @@ from smarttrim_mm.structures import Decision, Evidence, Layout, Merge, Streams
 
 
 @POLICIES.register_module()
-class VisionZip(Policy):
+class VisionZip(AttentionPolicy):
     """Keeps, in the last image layer, the tokens that the class token attends to, and merges the rest; nothing is trained.
 
     Most of what is kept are *dominant* tokens, those with the most attention from the class token, mean over heads. The others
@@ -47,6 +47,7 @@ class VisionZip(Policy):
 
     knob = Knob("dropped share", 0.0, 0.999)
     counts_fixed = True
+    wants = frozenset({GUIDE_ROW, KEYS})
 
     def __init__(
         self,
@@ -68,12 +69,6 @@ class VisionZip(Policy):
     def example_configs(cls) -> dict[str, dict[str, Any]]:
         return {"default": {}, "half, half of it merged": {"keep_ratio": 0.5, "contextual": 0.5}}
 
-    def looks(self, step: LayerStep) -> Mapping[str, frozenset[str]]:
-        return {view.name: frozenset({GUIDE_ROW, KEYS}) for view in self.attentions.get(step.name, {}).values()}
-
-    def reduces(self, step: LayerStep) -> frozenset[str]:
-        return frozenset(self.attentions.get(step.name, {}))
-
     def after_attention(
         self, step: LayerStep, streams: Streams, evidence: Mapping[str, Evidence], guides: Mapping[str, Tensor]
     ) -> Decision:
@@ -84,9 +79,6 @@ class VisionZip(Policy):
             assert row is not None and keys is not None
             merge[name] = zip_tokens(streams[name].layout, row, keys, dropped, self.contextual)
         return Decision(merge=merge)
-
-    def reads(self, step: LayerStep) -> frozenset[str]:
-        return frozenset()
 
     def multiply_adds(self, step: LayerStep, counts: Mapping[str, Tensor]) -> Tensor | float:
         views = self.attentions.get(step.name, {}).items()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from torch import Tensor
+
 from smarttrim_mm.layers.views import LayerStep
 from smarttrim_mm.ops.host import to_host
 from smarttrim_mm.structures import PaddedLayout, Streams
@@ -16,28 +20,47 @@ _SURE = 24  # times the cost: from there on a twenty-fourth of the tokens pays
 def is_large(step: LayerStep, streams: Streams) -> bool:
     """Whether any pruning pays for packing in a step; arguments as :func:`packing_pays`."""
     per_token, layers, attentions = step.sizes
-    work = sum(size * streams[name].x.shape[:-1].numel() for name, size in per_token.items())
+    work = sum(size * streams[_stream(part)].x.shape[:-1].numel() for part, size in per_token.items())
     return work >= _SURE * _cost(layers, attentions, streams)
 
 
-def packing_pays(step: LayerStep, streams: Streams) -> bool:
-    """Whether a CPU is faster through a step on the kept tokens alone than on all of them behind masks.
+def packing_pays(step: LayerStep, streams: Streams, run: Mapping[str, Tensor]) -> bool:
+    """Whether a CPU is faster through a step on what is kept and run alone than on everything behind masks.
 
-    That is where the tokens that are gone save more multiply-adds than packing is worth. Later steps are taken to be like this
-    one: there are as many times more to save as to pay. The same numbers give the same answer; no clock is read.
+    That is where what is left out saves more multiply-adds than packing is worth. Later steps are taken to be like this one:
+    there are as many times more to save as to pay. The same numbers give the same answer; no clock is read.
 
     Args:
         step: The step.
         streams: Its streams as they are when it has cut them, padded.
+        run: Which instances run a part of the step, [B]; parts left out run for all.
     """
     per_token, layers, attentions = step.sizes
     cost = _cost(layers, attentions, streams)
-    cut = {name: layout for name in per_token if isinstance(layout := streams[name].layout, PaddedLayout) and not layout.whole}
-    if sum(per_token[name] * layout.gate.numel() for name, layout in cut.items()) < cost:
+    work: dict[str, int] = {}  # of parts that are not run on everything, were they
+    counts: dict[tuple[str, str | None], Tensor] = {}  # tokens they are run on; those that all instances run have one number
+    for part, size in per_token.items():
+        layout, gate = streams[_stream(part)].layout, run.get(part)
+        assert isinstance(layout, PaddedLayout)
+        if layout.whole and gate is None:
+            continue
+        work[part] = size * layout.gate.numel()
+        if _key(part, run) not in counts:
+            kept = layout.gate.sum() if gate is None else (layout.counts() * (gate > 0)).sum()
+            counts[_key(part, run)] = kept
+    if sum(work.values()) < cost:
         return False  # were everything gone
-    kept = to_host([layout.gate.sum() for layout in cut.values()])
-    gone = (layout.gate.numel() - count for layout, count in zip(cut.values(), kept, strict=True))
-    return sum(per_token[name] * count for name, count in zip(cut, gone, strict=True)) >= cost
+    ran = dict(zip(counts, to_host(list(counts.values())), strict=True))
+    done = sum(per_token[part] * ran[_key(part, run)] for part in work)
+    return sum(work.values()) - done >= cost
+
+
+def _key(part: str, run: Mapping[str, Tensor]) -> tuple[str, str | None]:
+    return _stream(part), part if part in run else None
+
+
+def _stream(part: str) -> str:
+    return part.rpartition(".")[0]
 
 
 def _cost(layers: int, attentions: int, streams: Streams) -> int:

@@ -82,7 +82,7 @@ def run_layer(
     guides: Mapping[str, Tensor] | None = None,
     attention: ChosenAttention = _AUTO,
     token_wise: TokenWise = _EAGER,
-    pays: Callable[[LayerStep, Streams], bool] | None = None,
+    pays: Callable[[LayerStep, Streams, Mapping[str, Tensor]], bool] | None = None,
 ) -> tuple[dict[str, TokenStream], StepRecord]:
     """Decides on, cuts and runs one step.
 
@@ -96,7 +96,8 @@ def run_layer(
         guides: Guide tokens [B, D] of streams outside the step (``step.guides``).
         attention: Computes the attention of packed streams.
         token_wise: Computes what is done to each token alone; in training, where dropout acts, that is done as it is.
-        pays: Asked once padded streams are cut whether they shall be packed; None: they stay as they are.
+        pays: Asked once padded streams are cut whether they shall be packed, with the streams and ``decision.run``; None: they
+            stay as they are.
 
     Returns:
         The streams after the step, and the record of what was kept and executed. Streams without a layer in this step
@@ -110,7 +111,7 @@ def run_layer(
     check_first(step, decision)
     before = {name: stream.layout for name, stream in streams.items()}
     cut = apply_decision(decision, streams)
-    if pays is not None and is_padded(streams) and pays(step, cut.streams):
+    if pays is not None and is_padded(streams) and pays(step, cut.streams, decision.run):
         cut = pack(cut)
     current = cut.streams
     del streams  # what was dropped need not wait in memory while the layer runs

@@ -264,17 +264,18 @@ class LayerStep:
 
     @cached_property
     def sizes(self) -> tuple[dict[str, int], int, int]:
-        """Multiply-adds per token of each stream's layer, attention's scores left out; the number of layers, and of attentions.
+        """Multiply-adds per token of each part, ``'<stream>.attention'``, ``'<stream>.mlp'``; how many layers and attentions.
 
-        An estimate, of the sizes when it is first asked: projections are counted as if they read their own stream.
+        An estimate without attention's scores, of the sizes when it is first asked: projections are counted as if they read
+        their own stream.
         """
-        per_token = {}
+        per_token: dict[str, int] = {}
         for name, layer in self.layers.items():
             per_head = (
                 view.head_width * (view.q.inputs + 2 * view.k.inputs + view.out.out_features) * view.heads
                 for view in layer.attentions
             )
-            per_token[name] = sum(per_head) + layer.mlp.multiply_adds
+            per_token |= {f"{name}.attention": sum(per_head), f"{name}.mlp": layer.mlp.multiply_adds}
         return per_token, len(self.layers), sum(len(layer.attentions) for layer in self.layers.values())
 
     def streams(self) -> dict[str, int]:

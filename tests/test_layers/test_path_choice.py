@@ -33,17 +33,46 @@ def words(batch, size, width=16):
 def test_packing_pays_from_so_many_tokens(encoder_layer, batch, gone, pays):
     """1.5 M multiply-adds for a layer of one instance, 2 M for one of two: 878 tokens, and 1171."""
     step = encoder_layer(True)[1]
-    assert step.sizes == ({"words": 4 * 16 * 16 + 2 * 16 * 24}, 1, 1)
+    assert step.sizes == ({"words.attention": 4 * 16 * 16, "words.mlp": 2 * 16 * 24}, 1, 1)
     keep = torch.ones(batch * 2000, dtype=torch.bool)
     keep[1 : gone + 1] = False
-    assert packing_pays(step, {"words": words(batch, 2000).select(keep.view(batch, -1))}) is pays
+    assert packing_pays(step, {"words": words(batch, 2000).select(keep.view(batch, -1))}, {}) is pays
+
+
+@pytest.mark.parametrize(
+    ("parts", "size", "pays"),
+    [
+        (("attention", "mlp"), 1100, False),
+        (("attention", "mlp"), 1200, True),
+        (("attention",), 2000, False),
+        (("attention",), 2100, True),
+        (("mlp",), 2700, False),
+        (("mlp",), 2800, True),
+    ],
+)
+def test_what_an_instance_skips_counts_as_if_it_were_dropped(encoder_layer, parts, size, pays):
+    """Two instances, 2 M multiply-adds: 1171 tokens of a layer, 2048 of its attention, 2731 of its MLP."""
+    step = encoder_layer(True)[1]
+    run = {f"words.{part}": torch.tensor([False, True]) for part in parts}
+    assert packing_pays(step, {"words": words(2, size)}, run) is pays
+
+
+@pytest.mark.parametrize(("size", "pays"), [(1600, False), (1700, True)])
+def test_what_is_dropped_and_what_is_skipped_add_up(encoder_layer, size, pays):
+    """The first of two instances drops half of its tokens and does not run its MLP: 512 + 768 for each of them."""
+    step = encoder_layer(True)[1]
+    keep = torch.ones(2, size, dtype=torch.bool)
+    keep[0, size // 2 :] = False
+    streams = {"words": words(2, size).select(keep)}
+    assert packing_pays(step, streams, {"words.mlp": torch.tensor([False, True])}) is pays
+    assert not packing_pays(step, streams, {})
 
 
 def test_nothing_is_read_where_nothing_can_pay(encoder_layer, monkeypatch):
     monkeypatch.setattr(path_choice, "to_host", None)
     step = encoder_layer(True)[1]
     whole, few = words(1, 2000), words(1, 800).select(torch.zeros(1, 800, dtype=torch.bool))
-    assert not packing_pays(step, {"words": whole}) and not packing_pays(step, {"words": few})
+    assert not packing_pays(step, {"words": whole}, {}) and not packing_pays(step, {"words": few}, {})
 
 
 @pytest.mark.parametrize(("size", "large"), [(21000, False), (21100, True)])

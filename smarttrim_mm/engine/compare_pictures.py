@@ -1,4 +1,4 @@
-"""The figures of a comparison: accuracy against compute and against the clock, and what each input keeps."""
+"""The figures of a comparison: accuracy against compute, the clock and the dense model's, and what each input keeps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +10,11 @@ from smarttrim_mm.engine.compare_results import record_key
 from smarttrim_mm.engine.compare_summary import Summary
 from smarttrim_mm.visualization.figures import save
 from smarttrim_mm.visualization.kept_compute import Strip, draw_kept_compute
+from smarttrim_mm.visualization.paired_differences import Difference, draw_differences
 from smarttrim_mm.visualization.trade_off import Point, Series, draw_trade_off
 
 COMPUTE, CLOCK, SPREAD = "accuracy_compute.png", "accuracy_clock.png", "compute_spread.png"
+DIFFERENCES = "accuracy_differences.png"
 
 
 def draw_all(folder: Path, plan: ComparePlan, summaries: Sequence[Summary]) -> list[Path]:
@@ -40,6 +42,9 @@ def draw_all(folder: Path, plan: ComparePlan, summaries: Sequence[Summary]) -> l
         clock = plan.benchmark
         cost = f"time over the dense model's, batch {max(clock.batch_sizes)}, {clock.threads[0]} thread(s)"
         drawn.append(save(draw_trade_off(series, cost=cost, accuracy=accuracy, title=plan.name), folder / CLOCK))
+    differences = _differences(plan, summaries)
+    if differences:
+        drawn.append(save(draw_differences(differences, accuracy=accuracy, title=plan.name), folder / DIFFERENCES))
     panels = _panels(plan, summaries)
     if panels:
         by = "" if plan.group_by is None else f", by {plan.group_by}"
@@ -60,6 +65,24 @@ def _series(plan: ComparePlan, summaries: Sequence[Summary], column: str, front:
         if points:
             found.append(Series(name, tuple(points), dense=name == DENSE))
     return found
+
+
+def _differences(plan: ComparePlan, summaries: Sequence[Summary]) -> list[tuple[str, list[Difference]]]:
+    """Of each budget, and of the rows that have none, whatever has a dense model of the same seed."""
+    names = [row.name for row in plan.rows]
+    dense = {result.run.seed: result for each in summaries if each.name == DENSE for result in each.done}
+    panels: dict[float | None, list[Difference]] = {}
+    for each in summaries:
+        pairs = [(result, dense[result.run.seed]) for result in each.done if result.run.seed in dense]
+        if each.name == DENSE or not pairs:
+            continue
+        seeds = tuple(100 * (one.numbers["accuracy"] - other.numbers["accuracy"]) for one, other in pairs)
+        # earlier results come without answers: the error would be that of fewer seeds
+        known = each.against_dense is not None and not any(one.source or other.source for one, other in pairs)
+        error = 200 * each.against_dense.standard_error if known and each.against_dense is not None else None
+        panels.setdefault(each.budget, []).append(Difference(each.name, seeds, error, names.index(each.name) + 1))
+    order = sorted(panels, key=lambda budget: (budget is None, budget))
+    return [("at their own compute" if budget is None else f"{budget:g}x", panels[budget]) for budget in order]
 
 
 def _panels(plan: ComparePlan, summaries: Sequence[Summary]) -> list[tuple[str, list[Strip]]]:

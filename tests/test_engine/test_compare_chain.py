@@ -44,7 +44,7 @@ def test_every_row_is_trained_calibrated_tested_and_timed(fake, capsys):
     assert (trimmed["accuracy"], trimmed["questions"], trimmed["speedup"], trimmed["speedup_error"]) == (0.9, 100, 2.0, 0.0)
     assert (trimmed["clock_speedup"], trimmed["clock_q1"], trimmed["clock_batch_size"]) == (1.5, 1.4, 32)
     assert (trimmed["knob"], trimmed["knob_value"], trimmed["collapsed"]) == ("threshold", 0.5, "")
-    names = ("accuracy_compute.png", "accuracy_clock.png", "compute_spread.png")
+    names = ("accuracy_compute.png", "accuracy_clock.png", "accuracy_differences.png", "compute_spread.png")
     for name in names:
         assert (fake.work_dir / "plan" / name).read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out

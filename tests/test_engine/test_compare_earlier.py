@@ -61,7 +61,7 @@ def test_what_is_done_there_is_not_run_again_and_stands_in_the_tables(fake, earl
     assert f"Earlier: 1 runs are those of `{earlier}` and were not run again: SmartTrim at 2x, seed 0." in text
     assert "Earlier: of seed 0, rows that were run here start from the dense model that was made here" in text
     assert "not all settings" not in text
-    for name in ("accuracy_compute.png", "accuracy_clock.png", "compute_spread.png"):
+    for name in ("accuracy_compute.png", "accuracy_clock.png", "accuracy_differences.png", "compute_spread.png"):
         assert (fake.work_dir / "plan" / name).is_file()
 
 

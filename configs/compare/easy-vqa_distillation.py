@@ -17,4 +17,6 @@ rows = [
     dict(name="weight 0.5, frozen teacher", config=_config, options={_weight: 0.5, **_frozen}),
     dict(name="weight 1, frozen teacher", config=_config, options=_frozen),
     dict(name="weight 2, frozen teacher", config=_config, options={_weight: 2.0, **_frozen}),
+    # so that the shared teacher does not drift
+    dict(name="weight 1, teacher trained too", config=_config, options={"model.distillation.dense_task_weight": 1.0}),
 ]

@@ -37,7 +37,7 @@ class Measurement:
         accuracy: Share of right answers, or of right next tokens where answers are texts, 0-1.
         multiply_adds: Decided, mean per sample.
         dense_multiply_adds: Of the untrimmed model, mean per sample.
-        least_multiply_adds: If only protected tokens and no head that the policy decides on were kept, mean per sample.
+        least_multiply_adds: If the policy kept as few tokens as it can and no head that it decides on, mean per sample.
         samples: What is answered at once: image-question pairs, sentences with their images, images that texts are ranked for.
     """
 

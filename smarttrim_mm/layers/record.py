@@ -230,7 +230,7 @@ class PlannedCost:
 
 
 class CountsPolicies(Protocol):
-    """The part of a policy that a record needs."""
+    """What may be cut, and what deciding costs: the part of a policy that a plan needs."""
 
     def multiply_adds(self, step: LayerStep, counts: Mapping[str, Tensor]) -> Tensor | float: ...
 
@@ -241,6 +241,12 @@ class CountsPolicies(Protocol):
     def reduces(self, step: LayerStep) -> frozenset[str]: ...
 
     def skips(self, step: LayerStep) -> frozenset[str]: ...
+
+
+class RecordedPolicy(CountsPolicies, Protocol):
+    """The part of a policy that a record needs."""
+
+    def least_tokens(self, stream: str, layout: Layout) -> Tensor: ...
 
 
 class PlansCuts(Protocol):
@@ -273,6 +279,20 @@ class SameShare:
         return self.share * view.heads
 
 
+@dataclass(frozen=True)
+class _Least(SameShare):
+    """What a policy keeps at least: no head, and of tokens what it says.
+
+    Attributes:
+        policy: The policy.
+    """
+
+    policy: RecordedPolicy
+
+    def tokens(self, step: LayerStep, stream: str, layout: Layout) -> Tensor:
+        return self.policy.least_tokens(stream, layout)
+
+
 @dataclass
 class TrimRecord:
     """The record of one forward pass, in the order of execution.
@@ -289,7 +309,7 @@ class TrimRecord:
     """
 
     sample_ids: Tensor
-    policy: CountsPolicies
+    policy: RecordedPolicy
     entries: list[StepRecord | LinearRecord | AheadRecord] = field(default_factory=list)
     pairs_per_sample: int = 1
     packed: bool = True
@@ -330,9 +350,9 @@ class TrimRecord:
         return total
 
     def least_multiply_adds(self) -> Tensor:
-        """Compute if the policy kept protected tokens only and no head that it decides on, per sample, fp32 [G]."""
+        """Compute if the policy kept as few tokens as it can and no head that it decides on, per sample, fp32 [G]."""
         total = self._zeros()
-        for planned in self.plan(self.policy, 0.0):
+        for planned in self.plan(self.policy, _Least(0.0, self.policy)):
             total = total + planned.own + planned.policy
         return total
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from smarttrim_mm.layers.evidence import looking_multiply_adds
 from smarttrim_mm.layers.record import TrimRecord
 from smarttrim_mm.layers.views import AttentionView, LayerStep, LayerView, modality
-from smarttrim_mm.structures import Decision, Evidence, Scores, Streams
+from smarttrim_mm.structures import Decision, Evidence, Layout, Scores, Streams
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,10 @@ class Policy(nn.Module):
             Multiply-adds per instance, [B].
         """
         return 0.0
+
+    def least_tokens(self, stream: str, layout: Layout) -> Tensor:
+        """Tokens of a stream that an instance keeps at least where the policy cuts it, fp32 [B]: its protected ones."""
+        return layout.floor()
 
     def losses(self, record: TrimRecord) -> dict[str, Tensor]:
         """Losses of the policy's own in training, by names with ``'loss'``, scalars.

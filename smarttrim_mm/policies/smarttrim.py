@@ -13,7 +13,7 @@ from smarttrim_mm.layers.views import LayerStep, modality
 from smarttrim_mm.ops.gates import gumbel_keep, keep_at_least, threshold_keep
 from smarttrim_mm.policies.base import Knob, Policy, check_layers, check_streams, chosen_steps, is_chosen
 from smarttrim_mm.registry import POLICIES, TRIMMERS
-from smarttrim_mm.structures import Decision, Scores, Streams, TokenStream
+from smarttrim_mm.structures import Decision, Layout, Scores, Streams, TokenStream
 from smarttrim_mm.trimmers.fused import FusedStep, FusedTrimmers, zero_multiply_adds
 from smarttrim_mm.utils.watch import WatchedTensor
 
@@ -42,8 +42,7 @@ class SmartTrim(Policy):
             with the decisions of inference (our choice, not known to be the paper's).
         threshold: Keep probability needed at inference, in (0, 1). Calibration may move it.
         min_tokens: Tokens that an instance keeps at least at each trimmed place, the best ones and protected ones counted, a
-            number, or one by stream (ours); None: its protected tokens. The reachable speed-up that errors name is that of
-            protected tokens alone.
+            number, or one by stream (ours); None: its protected tokens.
 
     Raises:
         ValueError: If a layer list names an unknown stage or layer, or a list is none, or the threshold, the temperature or
@@ -146,6 +145,9 @@ class SmartTrim(Policy):
         head_trimmers: list[Any] = [self.head_trimmers[key] for key in of_heads.values()]
         return total + sum(trimmer.multiply_adds() for trimmer in head_trimmers) + self._zeros.get(step.name, 0)
 
+    def least_tokens(self, stream: str, layout: Layout) -> Tensor:
+        return layout.floor().clamp(min=self._least(stream)).minimum(layout.full())
+
     def train(self, mode: bool = True) -> Self:
         self._fused.clear()  # weights may have been written past autograd in the meantime, as an average's are
         self._known_threshold = None
@@ -180,11 +182,12 @@ class SmartTrim(Policy):
         return gumbel_keep(logits, self.temperature, self.noise) if self.training else threshold_keep(logits, self.threshold)
 
     def _gate_tokens(self, name: str, logits: Tensor, stream: TokenStream) -> Tensor:
-        keep = self._gate(logits)
-        if not self.min_tokens:
-            return keep
-        least = self.min_tokens.get(name, self.min_tokens.get(modality(name), 1))
+        keep, least = self._gate(logits), self._least(name)
         return keep_at_least(keep, logits, stream.layout, least) if least > 1 else keep
+
+    def _least(self, stream: str) -> int:
+        """Tokens of a stream that an instance keeps at least, if it has so many."""
+        return self.min_tokens.get(stream, self.min_tokens.get(modality(stream), 1)) if self.min_tokens else 1
 
     @property
     def threshold(self) -> float:

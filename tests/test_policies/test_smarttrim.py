@@ -271,6 +271,7 @@ def test_an_instance_keeps_at_least_so_many_tokens(make_model, make_inputs, kind
         for name, layout in entry.tokens.items():
             least = torch.minimum(entry.before[name].counts(), torch.tensor({"image": 5.0, "text": 3.0}[name]))
             assert torch.equal(layout.counts(), torch.maximum(least, layout.floor()))
+    torch.testing.assert_close(record.multiply_adds(), record.least_multiply_adds())  # what errors call reachable
     bare = make_model(smarttrim())
     bare.policy.set_knob(bare.policy.knob.high)
     assert record.multiply_adds().mean() > bare.trace(inputs, kind)[1].multiply_adds().mean()

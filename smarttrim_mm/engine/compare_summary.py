@@ -113,16 +113,19 @@ def paired(first: Sequence[Result], second: Sequence[Result]) -> Comparison | No
 def with_fronts(summaries: Sequence[Summary]) -> list[Summary]:
     """Marks what no other row beats in accuracy without being dearer, on each axis.
 
+    Accuracies are held against the dense model's of the same seeds, so that rows of which other seeds are done compare.
+
     Args:
         summaries: All of a comparison.
     """
+    dense = {result.run.seed: result.numbers["accuracy"] for each in summaries if each.name == DENSE for result in each.done}
     axes: Mapping[str, Callable[[Summary], float | None]] = {
         "multiply_adds": lambda each: each.mean("multiply_adds"),
         "clock": lambda each: each.mean("clock_time"),
     }
     on: dict[int, set[str]] = {number: set() for number in range(len(summaries))}
     for axis, cost in axes.items():
-        points = {n: (cost(each), each.mean("accuracy")) for n, each in enumerate(summaries)}
+        points = {n: (cost(each), _above(dense, each)) for n, each in enumerate(summaries)}
         known = {n: (c, a) for n, (c, a) in points.items() if c is not None and a is not None}
         for number in pareto_front(known):
             on[number].add(axis)
@@ -130,6 +133,12 @@ def with_fronts(summaries: Sequence[Summary]) -> list[Summary]:
         Summary(each.name, each.budget, each.results, each.against_dense, each.against_first, frozenset(on[number]))
         for number, each in enumerate(summaries)
     ]
+
+
+def _above(dense: Mapping[int, float], summary: Summary) -> float | None:
+    """Mean accuracy minus that of the dense models of the same seeds; None: there are none."""
+    found = [r.numbers["accuracy"] - dense[r.run.seed] for r in summary.done if r.run.seed in dense]
+    return fmean(found) if found else None
 
 
 def pareto_front(points: Mapping[int, tuple[float, float]]) -> list[int]:

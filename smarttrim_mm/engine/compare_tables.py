@@ -182,7 +182,8 @@ def _legend(plan: ComparePlan, summaries: Sequence[Summary]) -> list[str]:
         "questions (those of one image count as one draw). Seeds are not drawn anew in them.",
         "Multiply-adds of the whole model per sample, trimmers included, decided; ratio: dense over decided. Rows were "
         f"calibrated on held-out data {plan.margin:.0%} above the budget and tested once on the whole test split.",
-        "Pareto: no other row, at any budget, is as accurate and as cheap, and better in one of the two.",
+        "Pareto: no other row, at any budget, is as accurate (against the dense model of the same seeds) and as cheap, and "
+        "better in one of the two.",
         COLLAPSED,
     ]
     if any(each.mean("clock_speedup") is not None for each in summaries):

@@ -2,11 +2,15 @@
 
 from itertools import pairwise
 from math import isnan
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from smarttrim_mm.engine.compare_results import collapse
-from smarttrim_mm.engine.compare_summary import Spread, pareto_front
+from smarttrim_mm.engine.compare_plan import DENSE
+from smarttrim_mm.engine.compare_results import Result, collapse
+from smarttrim_mm.engine.compare_runs import Run
+from smarttrim_mm.engine.compare_summary import Spread, Summary, pareto_front, with_fronts
 from smarttrim_mm.engine.comparison import compare, compare_seeds
 from smarttrim_mm.visualization.trade_off import Point, spread_labels
 
@@ -45,6 +49,19 @@ def test_spreads():
 def test_the_front_holds_what_nobody_beats():
     points = {0: (10.0, 0.9), 1: (5.0, 0.8), 2: (6.0, 0.8), 3: (5.0, 0.7), 4: (20.0, 0.9), 5: (1.0, 0.1), 6: (5.0, 0.8)}
     assert pareto_front(points) == [0, 1, 5, 6]
+
+
+def test_rows_of_which_other_seeds_are_done_compare():
+    """The second seed is an easy one: who has not run it yet is no worse for that."""
+
+    def summary(name, accuracies):
+        numbers = {seed: {"accuracy": value, "multiply_adds": 5.0} for seed, value in accuracies.items()}
+        results = [Result(cast(Run, SimpleNamespace(seed=seed)), name, "done", numbers=each) for seed, each in numbers.items()]
+        return Summary(name, None, tuple(results))
+
+    dense = summary(DENSE, {0: 0.80, 1: 0.96})
+    found = with_fronts([dense, summary("both", {0: 0.81, 1: 0.97}), summary("first only", {0: 0.83})])
+    assert [each.name for each in found if each.fronts] == ["first only"]
 
 
 def test_differences_over_seeds_are_those_of_their_mean():

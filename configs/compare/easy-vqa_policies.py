@@ -12,6 +12,7 @@ rows = [
     dict(name="SmartTrim", config=_at("smarttrim")),
     dict(name="SmartTrim, text first", config=_at("smarttrim"), options={"model.backbone.text_first": True}),
     dict(name="SmartTrim, local only", config=_at("local-only")),
+    dict(name="SmartTrim, fixed counts", config=_at("smarttrim-topk")),
     dict(name="random", config=_at("random")),
     dict(name="dense, longer", config=_at("dense-longer")),
     dict(name="AdaViT", config=_at("adavit")),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from smarttrim_mm.layers.views import LayerStep, LayerView
 from smarttrim_mm.policies.base import Policy
-from smarttrim_mm.structures import Decision, Evidence, Scores, Streams
+from smarttrim_mm.structures import Decision, Evidence, Layout, Scores, Streams
 
 
 class Observed(Policy):
@@ -53,6 +53,9 @@ class Observed(Policy):
 
     def skips(self, step: LayerStep) -> frozenset[str]:
         return self.policy.skips(step)
+
+    def least_tokens(self, stream: str, layout: Layout) -> Tensor:
+        return self.policy.least_tokens(stream, layout)
 
     def after_attention(
         self, step: LayerStep, streams: Streams, evidence: Mapping[str, Evidence], guides: Mapping[str, Tensor]

@@ -66,7 +66,6 @@ class FusionBackbone(nn.Module):
         text_first: Whether the text's [CLS] guides the policy inside the image encoder. Each pair then has an image encoding
             of its own.
         share_images: Whether texts of one batch that ask about the same image share its encoding.
-        share_whole: Whether they do at least where the policy leaves the image encoder whole.
     """
 
     host: Any  # hosts have no types
@@ -83,7 +82,7 @@ class FusionBackbone(nn.Module):
             host: The model.
             arch: Its name.
             text_first: See the attribute.
-            share_images: Likewise; None: unless ``text_first`` and the policy cuts something in the image encoder.
+            share_images: Likewise; None: unless ``text_first``.
 
         Raises:
             ValueError: If the two exclude each other, or the host cannot be trimmed.
@@ -95,7 +94,6 @@ class FusionBackbone(nn.Module):
             )
         self.arch, self.host, self.text_first = arch, host, text_first
         self.share_images = not text_first if share_images is None else share_images
-        self.share_whole = share_images is None
         self.check_host()
 
     def check_host(self) -> None:
@@ -232,8 +230,7 @@ class FusionBackbone(nn.Module):
             ValueError: If the samples have another number of images than the model, or the images another size.
         """
         self.check(inputs)
-        whole = execution.leaves_whole(self.steps["image"])
-        if not self.share_images and not (self.share_whole and whole):
+        if not self.share_images:
             inputs = inputs.unshared_images()
         each = self.images_per_text
         pairs = torch.arange(len(inputs.sample_ids), device=inputs.sample_ids.device)
@@ -242,8 +239,7 @@ class FusionBackbone(nn.Module):
         text: TokenStream | None = None
         if self.text_first and "text" in self.steps:
             text = self._read_text(inputs, first, execution, rows)
-            if not whole:
-                guides["text"] = text.guide()
+            guides["text"] = text.guide()
         elif self.text_first and any(execution.policy.reads(step) for step in self.steps["image"]):
             words = execution.start(self.embed_text(inputs, first, encodes=False))
             guides["text"] = execution.read_ahead(self.ahead, {"text": words}, rows=rows)["text"].guide()

@@ -53,7 +53,7 @@ class LavisBackbone(FusionBackbone):
             of its own. BLIP's text encoder runs once more for it, uni-modally, if the policy wants it; in ALBEF, whose first
             layers are uni-modal, it is an order.
         share_images: Whether texts of one batch that ask about the same image share its encoding; None: unless
-            ``text_first`` and the policy cuts something in the image encoder.
+            ``text_first``.
         checkpoint: Where a training starts: a public checkpoint of the model or of its pre-training, read by
             :meth:`init_weights`.
         options: Arguments of LAVIS's class besides its encoders (``num_classes``); what is left out is as in the config file,

@@ -81,7 +81,7 @@ class METER(nn.Module):
         text_first: Whether the text encoder's [CLS] guides the policy inside the image encoder. Each pair then has an image
             encoding of its own, so that it excludes ``share_images`` and a ranking head.
         share_images: Whether texts of one batch that ask about the same image share its encoding; None: unless
-            ``text_first`` and the policy cuts something in the image encoder.
+            ``text_first``.
         init_from: Where a training starts: ``{'meter': FILE}``, a public METER file, or ``{'clip': FOLDER, 'roberta':
             FOLDER}``, one or both, as ``transformers`` saves them. Read by :meth:`init_weights`, not when the model is built.
 
@@ -119,7 +119,6 @@ class METER(nn.Module):
             )
         self.text_first = text_first
         self.share_images = not text_first if share_images is None else share_images
-        self.share_whole = share_images is None
         if images_per_text < 1:
             raise ValueError(f"images_per_text is {images_per_text}; expected at least 1")
         if num_classes is None and images_per_text > 1:
@@ -233,12 +232,11 @@ class METER(nn.Module):
             ValueError: If the samples have another number of images than the model.
         """
         self._check(inputs)
-        whole = execution.leaves_whole(self.steps["image"])
-        if not self.share_images and not (self.share_whole and whole):
+        if not self.share_images:
             inputs = inputs.unshared_images()
         text = self._run_text(inputs, execution)
         guides = {}
-        if self.text_first and not whole:
+        if self.text_first:
             guides["text"] = text.guide() if inputs.text_index is None else text.guide()[inputs.text_index]
         text = self._project("text", text, inputs.text_index, execution)
         return self.fuse(text, self.encode_images(inputs, execution, guides), inputs, execution)

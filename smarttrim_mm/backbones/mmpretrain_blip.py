@@ -87,7 +87,7 @@ class MMPretrainBlip(FusionBackbone, MMPretrainBackbone):
         text_first: Whether the text's [CLS] guides the policy inside the image encoder. Each pair then has an image encoding
             of its own, and the text encoder runs once more for it, uni-modally, if the policy wants it.
         share_images: Whether texts of one batch that ask about the same image share its encoding; None: unless
-            ``text_first`` and the policy cuts something in the image encoder.
+            ``text_first``.
         checkpoint: See :class:`~smarttrim_mm.backbones.mmpretrain.MMPretrainBackbone`.
 
     Raises:

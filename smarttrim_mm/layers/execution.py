@@ -56,10 +56,6 @@ class Execution:
         self.checkpoint_layers = checkpoint_layers
         self.record = TrimRecord(sample_ids, policy, pairs_per_sample=pairs_per_sample, packed=kind == "packed")
 
-    def leaves_whole(self, steps: Sequence[LayerStep]) -> bool:
-        """Whether the policy neither cuts anything in some layers nor reads other streams for them."""
-        return not any(self.policy.may_cut(step) or self.policy.reads(step) for step in steps)
-
     def start(self, stream: TokenStream) -> TokenStream:
         """The stream as this execution wants it to lie."""
         return stream.pack() if self.kind == "packed" else stream

@@ -233,8 +233,7 @@ class TrimmedVLM(BaseModel):
             RuntimeError: Of a sliced model, if the host's own code cannot run with heads gone.
         """
         try:
-            shares = self.backbone.share_images or getattr(self.backbone, "share_whole", False)  # nothing is cut
-            return self.backbone.host_forward(inputs if shares else inputs.unshared())
+            return self.backbone.host_forward(inputs if self.backbone.share_images else inputs.unshared())
         except RuntimeError as error:
             if self.slices is None:
                 raise

@@ -230,19 +230,6 @@ def test_blips_text_is_read_ahead_only_for_who_wants_it(build, inputs_of, policy
     assert (type(record.entries[0]).__name__ == "AheadRecord") is runs
 
 
-@pytest.mark.parametrize("name", ["blip_classification text first", "albef_classification text first"])
-@pytest.mark.parametrize(("policy", "shared"), [(arbitrary(), False), ({"type": "Dense"}, True)], ids=["cut", "whole"])
-def test_text_first_shares_images_that_are_left_whole(build, inputs_of, name, policy, shared):
-    model, apart = build(name, policy), build(name, policy, share_images=False)
-    apart.load_state_dict(model.state_dict())
-    inputs = inputs_of(model)
-    with torch.no_grad():
-        (logits, record), (same, other) = model.trace(inputs), apart.trace(inputs)
-    torch.testing.assert_close(same, logits, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(other.multiply_adds(), record.multiply_adds())
-    assert (record.executed_multiply_adds() < other.executed_multiply_adds()) == shared
-
-
 def test_albefs_uni_modal_layers_run_once(build, inputs_of):
     """Early if they guide, else in their place."""
     for text_first in (True, False):

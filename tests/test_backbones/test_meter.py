@@ -111,29 +111,8 @@ def test_sharing_an_image_changes_no_answer(make_model, make_inputs, policy):
     assert shared.backbone.share_images and not apart.backbone.share_images
 
 
-@pytest.mark.parametrize(
-    ("policy", "shared"),
-    [
-        ("Dense", True),
-        ({"type": "SmartTrim", "token_layers": {"image": []}, "head_layers": {"image": []}}, True),
-        ({"type": "Random", "keep_ratio": 0.7}, False),
-        ("SmartTrim", False),
-    ],
-)
-def test_text_first_shares_images_that_are_left_whole(make_model, make_inputs, policy, shared):
-    model = make_model(policy, {"text_first": True})
-    apart = make_model(policy, {"text_first": True, "share_images": False})
-    apart.load_state_dict(model.state_dict())
-    inputs = make_inputs(model)
-    with torch.no_grad():
-        (logits, record), (same, other) = model.trace(inputs), apart.trace(inputs)
-    torch.testing.assert_close(same, logits, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(other.multiply_adds(), record.multiply_adds())
-    assert (record.executed_multiply_adds() < other.executed_multiply_adds()) == shared
-    assert not model.backbone.share_images
-
-
-def test_the_text_guides_the_image_if_it_comes_first(make_model):
+def test_text_first_shares_nothing(make_model):
+    assert not make_model(backbone={"text_first": True}).backbone.share_images
     assert make_model(backbone={"text_first": True}).backbone.steps["image"][0].guides == {"text": 32}
     assert make_model().backbone.steps["image"][0].guides == {}
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from smarttrim_mm.engine.compare_plan import DENSE, ComparePlan
 from smarttrim_mm.engine.compare_results import record_key
-from smarttrim_mm.engine.compare_summary import Summary
+from smarttrim_mm.engine.compare_summary import Summary, beside_dense
 from smarttrim_mm.visualization.figures import save
 from smarttrim_mm.visualization.kept_compute import Strip, draw_kept_compute
 from smarttrim_mm.visualization.paired_differences import Difference, draw_differences
@@ -70,16 +70,15 @@ def _series(plan: ComparePlan, summaries: Sequence[Summary], column: str, front:
 def _differences(plan: ComparePlan, summaries: Sequence[Summary]) -> list[tuple[str, list[Difference]]]:
     """Of each budget, and of the rows that have none, whatever has a dense model of the same seed."""
     names = [row.name for row in plan.rows]
-    dense = {result.run.seed: result for each in summaries if each.name == DENSE for result in each.done}
     panels: dict[float | None, list[Difference]] = {}
     for each in summaries:
-        pairs = [(result, dense[result.run.seed]) for result in each.done if result.run.seed in dense]
+        pairs, paired = beside_dense(each, summaries), each.against_dense
         if each.name == DENSE or not pairs:
             continue
         seeds = tuple(100 * (one.numbers["accuracy"] - other.numbers["accuracy"]) for one, other in pairs)
         # earlier results come without answers: the error would be that of fewer seeds
-        known = each.against_dense is not None and not any(one.source or other.source for one, other in pairs)
-        error = 200 * each.against_dense.standard_error if known and each.against_dense is not None else None
+        partly = any(one.source or other.source for one, other in pairs)
+        error = None if paired is None or partly else 200 * paired.standard_error
         panels.setdefault(each.budget, []).append(Difference(each.name, seeds, error, names.index(each.name) + 1))
     order = sorted(panels, key=lambda budget: (budget is None, budget))
     return [("at their own compute" if budget is None else f"{budget:g}x", panels[budget]) for budget in order]

@@ -118,14 +118,13 @@ def with_fronts(summaries: Sequence[Summary]) -> list[Summary]:
     Args:
         summaries: All of a comparison.
     """
-    dense = {result.run.seed: result.numbers["accuracy"] for each in summaries if each.name == DENSE for result in each.done}
     axes: Mapping[str, Callable[[Summary], float | None]] = {
         "multiply_adds": lambda each: each.mean("multiply_adds"),
         "clock": lambda each: each.mean("clock_time"),
     }
     on: dict[int, set[str]] = {number: set() for number in range(len(summaries))}
     for axis, cost in axes.items():
-        points = {n: (cost(each), _above(dense, each)) for n, each in enumerate(summaries)}
+        points = {n: (cost(each), _above(beside_dense(each, summaries))) for n, each in enumerate(summaries)}
         known = {n: (c, a) for n, (c, a) in points.items() if c is not None and a is not None}
         for number in pareto_front(known):
             on[number].add(axis)
@@ -135,10 +134,20 @@ def with_fronts(summaries: Sequence[Summary]) -> list[Summary]:
     ]
 
 
-def _above(dense: Mapping[int, float], summary: Summary) -> float | None:
-    """Mean accuracy minus that of the dense models of the same seeds; None: there are none."""
-    found = [r.numbers["accuracy"] - dense[r.run.seed] for r in summary.done if r.run.seed in dense]
-    return fmean(found) if found else None
+def beside_dense(summary: Summary, summaries: Sequence[Summary]) -> list[tuple[Result, Result]]:
+    """Of each seed that both have, a row's result and the dense model's.
+
+    Args:
+        summary: The row.
+        summaries: All of the comparison.
+    """
+    dense = {result.run.seed: result for each in summaries if each.name == DENSE for result in each.done}
+    return [(result, dense[result.run.seed]) for result in summary.done if result.run.seed in dense]
+
+
+def _above(pairs: Sequence[tuple[Result, Result]]) -> float | None:
+    """Mean difference in accuracy; None of no pairs."""
+    return fmean(one.numbers["accuracy"] - other.numbers["accuracy"] for one, other in pairs) if pairs else None
 
 
 def pareto_front(points: Mapping[int, tuple[float, float]]) -> list[int]:

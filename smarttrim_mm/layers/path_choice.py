@@ -37,26 +37,24 @@ def packing_pays(step: LayerStep, streams: Streams, run: Mapping[str, Tensor]) -
     """
     per_token, layers, attentions = step.sizes
     cost = _cost(layers, attentions, streams)
-    work: dict[str, int] = {}  # of parts that are not run on everything, were they
-    counts: dict[tuple[str, str | None], Tensor] = {}  # tokens they are run on; those that all instances run have one number
-    for part, size in per_token.items():
-        layout, gate = streams[_stream(part)].layout, run.get(part)
-        assert isinstance(layout, PaddedLayout)
-        if layout.whole and gate is None:
-            continue
-        work[part] = size * layout.gate.numel()
-        if _key(part, run) not in counts:
-            kept = layout.gate.sum() if gate is None else (layout.counts() * (gate > 0)).sum()
-            counts[_key(part, run)] = kept
+    partly = [part for part in per_token if part in run or not _layout(part, streams).whole]
+    work = {part: per_token[part] * _layout(part, streams).gate.numel() for part in partly}
     if sum(work.values()) < cost:
         return False  # were everything gone
-    ran = dict(zip(counts, to_host(list(counts.values())), strict=True))
-    done = sum(per_token[part] * ran[_key(part, run)] for part in work)
+    ran = to_host([_ran_on(_layout(part, streams), run.get(part)) for part in partly])
+    done = sum(per_token[part] * tokens for part, tokens in zip(partly, ran, strict=True))
     return sum(work.values()) - done >= cost
 
 
-def _key(part: str, run: Mapping[str, Tensor]) -> tuple[str, str | None]:
-    return _stream(part), part if part in run else None
+def _ran_on(layout: PaddedLayout, gate: Tensor | None) -> Tensor:
+    """How many kept tokens a part is run on, that all instances run or those whose gate says so."""
+    return layout.gate.sum() if gate is None else (layout.counts() * (gate > 0)).sum()
+
+
+def _layout(part: str, streams: Streams) -> PaddedLayout:
+    layout = streams[_stream(part)].layout
+    assert isinstance(layout, PaddedLayout)
+    return layout
 
 
 def _stream(part: str) -> str:

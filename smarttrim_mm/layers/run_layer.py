@@ -123,7 +123,7 @@ def run_layer(
         token_wise = _EAGER
     run = _Run(policy.layers_of(step), cut.heads, cut.turns, looks, {}, attention, token_wise)
     tokens = {name: stream.layout for name, stream in current.items()}
-    current = current if training else _fill(current)
+    current = _fill(current, training)
     after: dict[str, Layout] = {}
     merged: dict[str, Merged] = {}
     if not reduces:
@@ -136,7 +136,7 @@ def run_layer(
         current = apply_decision(second, asked).streams
         after = {name: stream.layout for name, stream in current.items()}
         merged = {name: Merged.of(merge, tokens[name]) for name, merge in second.merge.items()}
-        current, work = _run_mlps(current if training else _fill(current), run)
+        current, work = _run_mlps(_fill(current, training), run)
         executed += work
     record = StepRecord(
         step=step,
@@ -151,9 +151,9 @@ def run_layer(
     return current, record
 
 
-def _fill(streams: dict[str, TokenStream]) -> dict[str, TokenStream]:
-    """Packed streams with further rows behind them, where that makes products faster."""
-    if is_padded(streams):
+def _fill(streams: dict[str, TokenStream], training: bool) -> dict[str, TokenStream]:
+    """Packed streams with further rows behind them, where that makes products faster; never in training."""
+    if training or is_padded(streams):
         return streams
     filled = {name: fill_rows(stream.x) for name, stream in streams.items()}
     return {name: stream if filled[name] is stream.x else stream.with_tokens(filled[name]) for name, stream in streams.items()}

@@ -23,10 +23,20 @@ def gumbel_keep(logits: Tensor, temperature: float, noise: float = 1.0) -> Tenso
     Returns:
         Exactly 0 or 1, fp32, shaped like ``logits``; its gradient is that of the soft sample.
     """
+    soft = torch.sigmoid(noisy(logits, noise) / temperature)
+    return straight_through(soft, soft > 0.5)
+
+
+def noisy(logits: Tensor, noise: float = 1.0) -> Tensor:
+    """Keep-minus-drop logits with the difference of two Gumbel variables added, which is logistic, fp32.
+
+    Args:
+        logits: Any shape.
+        noise: Scale of the noise.
+    """
     logits = logits.float()
     uniform = torch.rand_like(logits).clamp_(1e-6, 1 - 1e-6)
-    soft = torch.sigmoid((logits + noise * torch.logit(uniform)) / temperature)
-    return straight_through(soft, soft > 0.5)
+    return logits + noise * torch.logit(uniform)
 
 
 def straight_through(soft: Tensor, hard: Tensor) -> Tensor:

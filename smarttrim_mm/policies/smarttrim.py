@@ -146,7 +146,7 @@ class SmartTrim(Policy):
         return total + sum(trimmer.multiply_adds() for trimmer in head_trimmers) + self._zeros.get(step.name, 0)
 
     def least_tokens(self, stream: str, layout: Layout) -> Tensor:
-        return layout.floor().clamp(min=self._least(stream)).minimum(layout.full())
+        return layout.floor().clamp(min=self._least_of(stream)).minimum(layout.full())
 
     def train(self, mode: bool = True) -> Self:
         self._fused.clear()  # weights may have been written past autograd in the meantime, as an average's are
@@ -182,10 +182,10 @@ class SmartTrim(Policy):
         return gumbel_keep(logits, self.temperature, self.noise) if self.training else threshold_keep(logits, self.threshold)
 
     def _gate_tokens(self, name: str, logits: Tensor, stream: TokenStream) -> Tensor:
-        keep, least = self._gate(logits), self._least(name)
+        keep, least = self._gate(logits), self._least_of(name)
         return keep_at_least(keep, logits, stream.layout, least) if least > 1 else keep
 
-    def _least(self, stream: str) -> int:
+    def _least_of(self, stream: str) -> int:
         """Tokens of a stream that an instance keeps at least, if it has so many."""
         return self.min_tokens.get(stream, self.min_tokens.get(modality(stream), 1)) if self.min_tokens else 1
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from smarttrim_mm.layers.views import LayerStep
-from smarttrim_mm.ops.gates import straight_through
+from smarttrim_mm.ops.gates import noisy, straight_through
 from smarttrim_mm.policies.base import Knob
 from smarttrim_mm.policies.ranked import dropped_share, keep_best
 from smarttrim_mm.policies.smarttrim import SmartTrim
@@ -77,6 +77,5 @@ class SmartTrimTopK(SmartTrim):
         dropped = self.progress * self.knob_value
         if not self.training:
             return keep_best(stream.layout, logits, dropped)
-        uniform = torch.rand_like(logits).clamp_(1e-6, 1 - 1e-6)
-        noisy = logits + self.noise * torch.logit(uniform)
-        return straight_through(torch.sigmoid(noisy / self.temperature), keep_best(stream.layout, noisy, dropped))
+        drawn = noisy(logits, self.noise)
+        return straight_through(torch.sigmoid(drawn / self.temperature), keep_best(stream.layout, drawn, dropped))

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.modules import module as torch_module
 
+from smarttrim_mm.utils.watch import has_own_call
+
 _GLOBAL_HOOKS = (
     torch_module._global_forward_hooks,
     torch_module._global_forward_pre_hooks,
@@ -45,12 +47,10 @@ def parameter(module: nn.Module, name: str) -> Tensor | None:
 def _is_plain(module: nn.Module) -> bool:
     """Whether its call is its class's forward and nothing else, as ``Module._call_impl`` asks."""
     return not (
-        module._forward_hooks
-        or module._forward_pre_hooks
+        has_own_call(module)
         or module._backward_hooks
         or module._backward_pre_hooks
         or module._compiled_call_impl is not None
-        or "forward" in module.__dict__
         or any(_GLOBAL_HOOKS)
     )
 
